@@ -332,6 +332,66 @@ def export(
     _finish(run_export(checkpoint, format=format, out=out, terminal=Terminal(json=json)), json)
 
 
+@app.command(epilog="Examples: schane compare RUN_CE RUN_SCHANE | schane compare 'results/finetune/cifar100-*'")
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="run folders, folders of runs (seeds, studies), or globs")],
+    metric: Annotated[str | None, typer.Option("--metric", help="figure to compare; test_accuracy by default")] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="group to compare with; cross-entropy, else the first, by default")
+    ] = None,
+    common_seeds: Annotated[
+        bool, typer.Option("--common-seeds", help="where seeds are missing, use those that all groups have")
+    ] = False,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Say which runs are better and how sure that is: means, paired differences, intervals, effect size, cost."""
+    from schane_cli.compare import compare as run_compare
+    from schane_cli.compare_report import write_comparison
+    from schane_cli.run import new_run_path, refuse_existing
+    from schane_cli.terminal import Terminal
+
+    terminal = Terminal(json=json)
+    blocks, notes = run_compare(runs, metric=metric, baseline=baseline, common_seeds=common_seeds)
+    folder = refuse_existing(out or new_run_path("compare", blocks[0].metric))
+    _finish(write_comparison(blocks, notes, folder, terminal), json)
+
+
+@app.command(epilog="Examples: schane study grid.yaml | schane study grid.yaml --storage postgresql://user@host/db")
+def study(
+    file: Annotated[Path, typer.Argument(help="study file: recipe, arms or grid or search, seeds")],
+    storage: Annotated[
+        str | None, typer.Option("--storage", metavar="URL", help="Optuna storage to share; a SQLite file by default")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run the failed trials again")] = False,
+    data_root: DataRoot = None,
+    init: Init = None,
+    device: Device = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Run a grid or a search over recipe values and seeds to the end; go on with it, or join it, by the same command.
+
+    --data-root, --init and --device say what this machine has; all else stands in the file.
+    """
+    context = {"data.root": data_root, "model.weights": init, "device": device}
+    machine = {key: str(value) for key, value in context.items() if value is not None}
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise BadRequest("schane study needs Optuna: pip install 'schane[study]'") from None
+    from schane_cli.study import study as run_study
+    from schane_cli.study_report import study_report
+    from schane_cli.terminal import Terminal
+
+    terminal = Terminal(json=json)
+    summary = run_study(file, out=out, storage=storage, machine=machine, retry_failed=retry_failed, terminal=terminal)
+    study_report(Path(summary["run"]), terminal)
+    _finish(summary, json)
+    if summary["trials_failed"]:
+        raise typer.Exit(1)
+
+
 @recipes_app.command("ls")
 def recipes_ls() -> None:
     """List the recipes with the first line of each."""

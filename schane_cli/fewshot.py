@@ -89,6 +89,7 @@ def fewshot(
         "queries": recipe.fewshot.queries,
         "novel_classes": list(splits.novel.class_names),
         "novel_n": len(splits.novel),
+        "test_sha256": splits.novel.identity(),
         "episodes_sha256": {str(shots): drawn.hash() for shots, drawn in episodes.items()},
         "notes": notes,
         "results": results,

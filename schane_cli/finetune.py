@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Pa
     summary = {
         **describe(job, outcome),
         **test.summary("test"),
+        "test_sha256": splits.test.identity(),
         "split_notes": splits.notes,
         "total_seconds": time.perf_counter() - started,
         "run": str(job.run.path),
@@ -85,22 +86,27 @@ def finetune_seeds(
     for number, seed in enumerate(seeds, 1):
         terminal.say(f"seed {seed} ({number} of {len(seeds)})", style="bold")
         try:
-            summaries.append(_one_seed(recipe.model_copy(update={"seed": seed}), parent.path / f"s{seed}", terminal))
+            seeded = recipe.model_copy(update={"seed": seed})
+            summaries.append(run_or_resume(finetune, seeded, parent.path / f"s{seed}", terminal))
         except Interrupted as stopped:
-            raise stopped.resumed_by(f"finetune --seeds {','.join(map(str, seeds))}", parent.path) from None
+            command = f"finetune --seeds {','.join(map(str, seeds))} --resume {parent.path}"
+            raise stopped.resumed_by(command) from None
     summary = summarise_seeds(summaries, parent.path)
     parent.finish(summary)
     return summary
 
 
-def _one_seed(recipe: Recipe, path: Path, terminal: Terminal) -> dict[str, Any]:
-    """The run of one seed: kept where it is finished, gone on with where it was stopped, begun otherwise."""
+def run_or_resume(run: Callable[..., dict[str, Any]], recipe: Recipe, path: Path, terminal: Terminal) -> dict[str, Any]:
+    """The run of a recipe in its folder: kept where it is finished, gone on with where it was stopped, begun otherwise.
+
+    `run` is a verb that trains: finetune, or few-shot base training.
+    """
     if (path / "summary.json").is_file():
         return json.loads((path / "summary.json").read_text())
     if (path / "checkpoints" / "last.pt").is_file():
-        return finetune(recipe, out=None, terminal=terminal, resume=path)
+        return run(recipe, out=None, terminal=terminal, resume=path)
     shutil.rmtree(path, ignore_errors=True)  # stopped before its first checkpoint: nothing of worth is in it
-    return finetune(recipe, out=path, terminal=terminal)
+    return run(recipe, out=path, terminal=terminal)
 
 
 def summarise_seeds(summaries: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
@@ -197,6 +203,11 @@ def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
         "train_seconds": outcome.train_seconds,
         "images_per_second": outcome.images_per_second,
         "data_wait_percent": outcome.data_wait_percent,
+        "views_forwarded": outcome.views_forwarded,
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "energy_joules": outcome.energy_joules,
+        "train_sha256": job.train.identity(),
+        "val_sha256": job.val.identity(),
         "device": str(job.device),
     }
 

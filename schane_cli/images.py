@@ -160,6 +160,12 @@ class ImageSet:
         ids = Names([*self.ids, *other.ids])
         return replace(self, split=split, images=_join(self.images, other.images), labels=labels, ids=ids)
 
+    def identity(self) -> str:
+        """sha256 over dataset, class names, ids and labels: the same images on any machine."""
+        digest = sha256(repr((self.dataset, self.class_names)).encode())
+        digest.update("\0".join(self.ids).encode() + np.asarray(self.labels, dtype=np.int64).tobytes())
+        return digest.hexdigest()
+
     def fingerprint(self) -> str:
         """sha256 over ids, labels, class names and pixels (or file sizes and times): what a cache is keyed by."""
         digest = sha256(repr((self.dataset, self.class_names)).encode())

@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 import torch
@@ -18,14 +17,14 @@ _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR
 class Interrupted(SchaneError):  # noqa: N818 (reads as what it is)
     """The run was told to stop by a signal, and has saved its state."""
 
-    def __init__(self, signal_number: int, path: Path, command: str) -> None:
+    def __init__(self, signal_number: int, command: str) -> None:
         self.exit_code, self.signal_number = 128 + signal_number, signal_number
         name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name}; saved. Go on with: schane {command} --resume {path}")
+        super().__init__(f"stopped by {name}; saved. Go on with: schane {command}")
 
-    def resumed_by(self, command: str, path: Path) -> "Interrupted":
+    def resumed_by(self, command: str) -> "Interrupted":
         """The same, with another line to go on with."""
-        return Interrupted(self.signal_number, path, command)
+        return Interrupted(self.signal_number, command)
 
 
 class StopSignal:

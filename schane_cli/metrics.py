@@ -205,6 +205,14 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
     return Estimate(float(runs.mean()), (float(runs.mean() - half), float(runs.mean() + half)), len(runs))
 
 
+_LOWER_IS_BETTER = ("nll", "ece", "brier", "seconds", "bytes", "joules", "forwarded")
+
+
+def better_is_lower(name: str) -> bool:
+    """Whether less of a figure, called as in summary.json, is better: losses, calibration errors and costs."""
+    return name.split("_")[-1] in _LOWER_IS_BETTER
+
+
 def max_softmax_score(logits: Any) -> Floats:
     """Highest softmax probability (n,) of logits (n, C); higher is more in-distribution (Hendrycks and Gimpel 2017)."""
     logits = as_array(logits).astype(np.float64)

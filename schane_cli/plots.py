@@ -189,3 +189,26 @@ def spectrum(lines: Sequence[tuple[str, np.ndarray]]) -> Figure:
         axes.set(title="spectrum", xlabel="singular value, largest first", ylabel="over the largest", yscale="log")
         axes.legend()
     return figure
+
+
+def group_intervals(panels: Sequence[Mapping[str, Any]]) -> Figure:
+    """Each group's runs as dots, its mean and 95 % interval as a bar; one panel a block, best group on top.
+
+    A panel has `title`, `label` of its axis, and `points`: (group, mean, (low, high), values of the runs).
+    """
+    with mpl.rc_context(STYLE):
+        tallest = max(len(panel["points"]) for panel in panels)
+        columns = min(len(panels), 3)
+        lines = -(-len(panels) // columns)
+        figure = Figure(figsize=(1.2 + 3.1 * columns, lines * (1.0 + 0.3 * tallest)), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False)
+        for axis, panel in zip(axes.flat, panels, strict=False):
+            for row, (_, mean, (low, high), values) in enumerate(panel["points"]):
+                axis.plot(values, [row] * len(values), "o", color=GREY, markersize=3, alpha=0.8)
+                axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], fmt="o", color=BLUE, capsize=3)
+            axis.set_yticks(range(len(panel["points"])), [point[0] for point in panel["points"]])
+            axis.invert_yaxis()
+            axis.set(title=panel["title"], xlabel=panel["label"])
+        for axis in list(axes.flat)[len(panels) :]:
+            axis.set_visible(False)
+    return figure

@@ -5,7 +5,7 @@ field default < recipe file < `--set key=value` < named flag. No torch here, so 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -266,14 +266,15 @@ def known_keys() -> list[str]:
     return list(Recipe().flat())
 
 
-def _describe(error: Mapping[str, Any]) -> str:
+def describe_error(error: Mapping[str, Any], *, known: Sequence[str], what: str) -> str:
+    """An item of pydantic's error list as a sentence; `what` is the kind of file, `known` the keys that it may hold."""
     key = ".".join(str(part) for part in error["loc"] if not isinstance(part, int))
     if error["type"] == "extra_forbidden":
-        return f"unknown recipe key {key!r}{nearest(key, known_keys())}"
+        return f"unknown {what} key {key!r}{nearest(key, known)}"
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
     shown = f", got {given!r}" if not isinstance(given, dict) or not given else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+    return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}{shown}"
 
 
 def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -288,7 +289,8 @@ def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
-        raise BadRequest("; ".join(_describe(item) for item in error.errors())) from None
+        told = (describe_error(item, known=known_keys(), what="recipe") for item in error.errors())
+        raise BadRequest("; ".join(told)) from None
 
 
 def _plain(value: Any) -> Any:

@@ -41,10 +41,7 @@ class RunFolder:
         Raises:
             BadRequest: a run is there already, or the place cannot be written.
         """
-        if (self.path / "recipe.yaml").exists() or (self.path.is_dir() and any(self.path.iterdir())):
-            raise BadRequest(
-                f"{self.path} exists already; resume it with --resume {self.path}, or choose another --out"
-            )
+        refuse_existing(self.path)
         try:
             self.figures.mkdir(parents=True)
             (self.path / "recipe.yaml").write_text(f"# schane {__version__}: {command}\n{to_yaml(recipe)}")
@@ -72,6 +69,13 @@ class RunFolder:
             write_json(self.path / "summary.json", summary)
         except OSError as error:
             raise SchaneError(f"{self.path / 'summary.json'} cannot be written: {error.strerror or error}") from None
+
+
+def refuse_existing(path: Path) -> Path:
+    """The path, which must be free; BadRequest where something is there already."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise BadRequest(f"{path} exists already; resume it with --resume {path}, or choose another --out")
+    return path
 
 
 def require_space(path: Path, needed: int) -> None:

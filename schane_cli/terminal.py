@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -54,6 +55,12 @@ class Terminal:
         quiet = quiet or os.environ.get("RANK", "0") != "0"  # of several processes the first speaks
         self.console = Console(stderr=json, quiet=quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
         self._progress_console = Console(stderr=True, quiet=quiet)
+
+    def without_text(self) -> "Terminal":
+        """A terminal that shows bars alone: for the runs of a study, which says a line for each itself."""
+        inner = copy(self)
+        inner.console = Console(quiet=True)
+        return inner
 
     def say(self, text: str, style: str = "") -> None:
         """One line; markup in user text is not interpreted."""

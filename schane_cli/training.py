@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from schane_cli.augment import StepSampler, train_loader, train_transform, worker_count
 from schane_cli.checkpoint import save_whole
+from schane_cli.cost import CostMeter
 from schane_cli.data import ImageSet
 from schane_cli.errors import BadRequest, SchaneError, nearest
 from schane_cli.features import autocast, extract, normalise
@@ -48,6 +49,9 @@ class Outcome:
     train_seconds: float
     images_per_second: float
     data_wait_percent: float
+    views_forwarded: int
+    peak_memory_bytes: int | None
+    energy_joules: float | None
 
 
 @dataclass
@@ -131,6 +135,7 @@ class Trainer:
         self.seconds = self.wait_seconds = 0.0
         self.images_done = 0
         self._stop = StopSignal(self.device)
+        self.cost, self.resumed = CostMeter(self.device), resume is not None
         torch.manual_seed(self.recipe.seed + rank())  # each process drops other paths
         if resume is not None:
             self._restore(resume)
@@ -188,7 +193,7 @@ class Trainer:
                     self.save_last()
                     last_save = time.perf_counter()
                 if self._stop.number:
-                    raise Interrupted(self._stop.number, self.job.run.path, self.job.command)
+                    raise Interrupted(self._stop.number, f"{self.job.command} --resume {self.job.run.path}")
                 started = time.perf_counter()
         return self._outcome()
 
@@ -418,4 +423,7 @@ class Trainer:
             train_seconds=self.seconds,
             images_per_second=self.images_done / max(self.seconds, 1e-9),
             data_wait_percent=self._wait_percent(),
+            views_forwarded=self.images_done * self.recipe.augment.views,
+            peak_memory_bytes=self.cost.peak_memory_bytes(),
+            energy_joules=None if self.resumed else self.cost.energy_joules(),  # of the whole run, or of none
         )

@@ -29,7 +29,7 @@ def _stopped_and_resumed(out: Path, tracker: str, monkeypatch: pytest.MonkeyPatc
 
     def stop(self: Trainer) -> None:
         if self.step == 6:
-            raise Interrupted(signal.SIGTERM, out, "finetune")
+            raise Interrupted(signal.SIGTERM, f"finetune --resume {out}")
         save(self)
 
     log = Trainer._log

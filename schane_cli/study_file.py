@@ -1,0 +1,159 @@
+"""A study file: which recipe, what varies, which seeds; and the trials that it asks for."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from schane_cli.errors import BadRequest, nearest
+from schane_cli.recipe import Recipe, build_recipe, describe_error, find_recipe, known_keys, read_recipe
+
+MAX_TRIALS = 100_000
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Range(_Part):
+    """An interval to search, both ends included."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> "Range":
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low:g} must lie below high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a log range begins above 0, got {self.low:g}")
+        return self
+
+
+class StudyFile(_Part):
+    """What `schane study` reads. `arms` x `grid` x `seeds` are run whole; a `search` draws `trials` points instead."""
+
+    recipe: str = Field("digits", description="recipe by name or path that every run starts from")
+    command: Literal["finetune", "fewshot"] = Field("finetune", description="the command of every run")
+    set: dict[str, Any] = Field({}, description="recipe values of every run, by dotted key")
+    arms: dict[str, dict[str, Any]] = Field({}, description="named settings that are compared, each a set of values")
+    grid: dict[str, list[Any]] = Field({}, description="values to combine, by dotted key")
+    search: dict[str, Range | list[Any]] = Field({}, description="{low, high, log} or a list, by dotted key")
+    trials: int | None = Field(None, ge=1, le=MAX_TRIALS, description="points drawn by a search")
+    seeds: list[int] = Field([0], min_length=1, description="seeds of every setting")
+    metric: str = Field("val_accuracy", description="what a search makes best, from the runs' summary")
+    baseline: str | None = Field(None, description="the arm that the others are compared with")
+    heartbeat_seconds: int = Field(15, ge=1, description="a worker silent for four of these is taken for dead")
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> "StudyFile":
+        for name, values in [*self.grid.items(), *self.search.items()]:
+            if isinstance(values, list) and not values:
+                raise ValueError(f"{name} has no values: the study would be empty")
+        if self.search and (self.grid or self.arms):
+            raise ValueError("a study has a search, or arms and a grid, not both")
+        if bool(self.search) != (self.trials is not None):
+            raise ValueError("search and trials go together")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds repeat: {self.seeds}")
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ValueError(f"baseline {self.baseline!r} is none of the arms{nearest(self.baseline, self.arms)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the study: its name, its recipe values by dotted key, and the seeds that it runs."""
+
+    label: str
+    values: Mapping[str, Any]
+    seeds: Sequence[int]
+
+
+def read_study(path: Path) -> StudyFile:
+    """The study file, checked.
+
+    Raises:
+        BadRequest: no such file, an unknown key (the nearest is named), an empty grid or search space.
+    """
+    if not path.is_file():
+        raise BadRequest(f"no study file at {path}")
+    tree = read_recipe(path)
+    try:
+        study = StudyFile.model_validate({**tree, "seeds": _seeds(tree.get("seeds", [0]))})
+    except ValidationError as error:
+        told = (describe_error(item, known=list(StudyFile.model_fields), what="study") for item in error.errors())
+        raise BadRequest(f"{path}: {'; '.join(dict.fromkeys(told))}") from None
+    _check_keys(study, path)
+    return study
+
+
+def _seeds(given: Any) -> Any:
+    """`0-4`, `0,3` or a number as a list."""
+    if isinstance(given, str) and re.fullmatch(r"\d+-\d+", given):
+        first, last = map(int, given.split("-"))
+        return list(range(first, last + 1))
+    return [given] if isinstance(given, int) else given
+
+
+def _check_keys(study: StudyFile, path: Path) -> None:
+    """BadRequest for a varied key that no recipe has, or that varies in two places."""
+    for name in [*study.grid, *study.search, *study.set, *(key for arm in study.arms.values() for key in arm)]:
+        if name == "seed":
+            raise BadRequest(f"{path}: the seeds of a study are its `seeds`, not a value of the key 'seed'")
+        if name not in known_keys():
+            raise BadRequest(f"{path}: unknown recipe key {name!r}{nearest(name, known_keys())}")
+    twice = [key for arm in study.arms.values() for key in arm if key in study.grid]
+    if twice:
+        raise BadRequest(f"{path}: {twice[0]!r} varies both in the grid and in an arm")
+
+
+def settings(study: StudyFile) -> list[Setting]:
+    """Every point of arms x grid, each with one seed, in the order in which they run: all points of a seed first.
+
+    For a search: its trials, named t0000 onward, whose values are drawn when they run; each has all seeds.
+    """
+    if study.search:
+        return [Setting(f"t{number:04d}", {}, tuple(study.seeds)) for number in range(study.trials or 0)]
+    points = [
+        (
+            _label(arm, dict(zip(study.grid, chosen, strict=True))),
+            {**values, **dict(zip(study.grid, chosen, strict=True))},
+        )
+        for arm, values in (study.arms or {"": {}}).items()
+        for chosen in product(*study.grid.values())
+    ]
+    return [Setting(label, values, (seed,)) for seed in study.seeds for label, values in points]
+
+
+def _label(arm: str, chosen: Mapping[str, Any]) -> str:
+    """`schane lr=0.002`, keys by their last part; `base` where nothing varies but the seed."""
+    shown = (f"{key.rsplit('.', 1)[-1]}={value}" for key, value in chosen.items())
+    return " ".join([*([arm] if arm else []), *shown]) or "base"
+
+
+def study_recipe(study: StudyFile, values: Mapping[str, Any], seed: int, machine: Mapping[str, Any]) -> Recipe:
+    """The recipe of one run. `machine` holds what is this computer's: where its data and weights lie, its device.
+
+    Raises:
+        BadRequest: a value out of range, or an unknown recipe.
+    """
+    base = read_recipe(find_recipe(study.recipe))
+    return build_recipe(base, {**study.set, **values, **machine, "seed": seed})
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two study files as plain trees."""
+    found: list[str] = []
+    for key in dict.fromkeys([*before, *after]):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += changed_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}")
+    return found
