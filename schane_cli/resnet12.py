@@ -8,6 +8,7 @@ few-shot image classification" (RFS), ECCV 2020, arXiv 2003.11539.
 Importing this module registers the model: `timm.create_model("resnet12", num_classes=64)`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ class ResNet12(nn.Module):
     `drop_rate`: dropout before the classifier. `drop_path_rate`: stochastic depth, growing linearly from block 1 to 4.
     `drop_block_rate`: RFS's regularisation (0.1 there): dropout after blocks 1 and 2, DropBlock (Ghiasi et al., arXiv
     1810.12890) of `drop_block_size` (5 for 84 px, 2 for 32 px) after blocks 3 and 4; at full rate from the first step,
-    where RFS ramps DropBlock up over 40,000 steps.
+    where RFS ramps DropBlock up over 40,000 steps. `channels`: width of each block; other than the field's only for
+    runs that are labelled reduced.
     """
 
     def __init__(
@@ -61,19 +63,20 @@ class ResNet12(nn.Module):
         drop_path_rate: float = 0.0,
         drop_block_rate: float = 0.0,
         drop_block_size: int = 5,
+        channels: Sequence[int] = CHANNELS,
     ) -> None:
         super().__init__()
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.num_features = self.head_hidden_size = CHANNELS[-1]
+        self.num_features = self.head_hidden_size = channels[-1]
         self.grad_checkpointing = False
         self.feature_info = [
-            {"num_chs": channels, "reduction": 2 ** (i + 1), "module": f"layer{i + 1}"}
-            for i, channels in enumerate(CHANNELS)
+            {"num_chs": width, "reduction": 2 ** (i + 1), "module": f"layer{i + 1}"}
+            for i, width in enumerate(channels)
         ]
-        inputs = (in_chans, *CHANNELS)
-        for i, channels in enumerate(CHANNELS):
+        inputs = (in_chans, *channels)
+        for i, width in enumerate(channels):
             drop = _drop(drop_block_rate, drop_block_size if i >= 2 else None)
-            self.add_module(f"layer{i + 1}", Block(inputs[i], channels, drop, drop_path_rate * i / (len(CHANNELS) - 1)))
+            self.add_module(f"layer{i + 1}", Block(inputs[i], width, drop, drop_path_rate * i / (len(channels) - 1)))
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -81,7 +84,7 @@ class ResNet12(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        return [self.get_submodule(f"layer{i + 1}") for i in range(len(CHANNELS))]
+        return [self.get_submodule(info["module"]) for info in self.feature_info]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (n, in_chans, s, s) to feature maps (n, 640, s // 16, s // 16)."""
