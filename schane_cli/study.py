@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from schane_cli.compare import make_run
 from schane_cli.data import load_fewshot_splits, load_splits
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.fewshot import fewshot
@@ -147,10 +148,10 @@ def _title(setting: Setting) -> str:
 
 
 def _figure(summary: Mapping[str, Any], name: str) -> float:
-    if not isinstance(summary.get(name), int | float):
-        numbers = ", ".join(key for key, value in summary.items() if isinstance(value, float))
-        raise BadRequest(f"the study's metric {name!r} is no figure of its runs, which have {numbers}")
-    return float(summary[name])
+    figures = make_run("", {}, summary).figures
+    if name not in figures:
+        raise BadRequest(f"the study's metric {name!r} is no figure of its runs, which have {', '.join(figures)}")
+    return figures[name]
 
 
 def summarise(file: StudyFile, queue: Any, folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from schane_cli.compare import TRAIN_SET, Run, compare_runs, make_run
@@ -77,7 +78,7 @@ def _search_report(file: StudyFile, summary: Mapping[str, Any], folder: Path, te
 
 
 def _mean(trial: Mapping[str, Any], metric: str) -> float:
-    return sum(run[metric] for run in trial["runs"]) / len(trial["runs"])
+    return fmean(make_run("", {}, run).figures[metric] for run in trial["runs"])
 
 
 def _value(value: Any) -> str:
