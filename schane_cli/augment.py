@@ -1,7 +1,7 @@
 """Views of images and the order they come in, both a pure function of the seed, so that a resumed run repeats them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -57,11 +57,15 @@ class TrainViews(Dataset):
         return views.view(len(items), self.views, *views.shape[1:]), labels, torch.from_numpy(indices)
 
 
-class EvalViews(Dataset):
-    """Item index -> (uint8 (3, S, S), label, index)."""
+# An image as the model is to see it, uint8 (3, S, S), and its index, to the same image damaged.
+Damage = Callable[[torch.Tensor, int], torch.Tensor]
 
-    def __init__(self, images: ImageSet, transform: v2.Transform) -> None:
-        self.images, self.transform = images, transform
+
+class EvalViews(Dataset):
+    """Item index -> (uint8 (3, S, S), label, index); `damage`, if any, comes after resizing and cropping."""
+
+    def __init__(self, images: ImageSet, transform: v2.Transform, damage: Damage | None = None) -> None:
+        self.images, self.transform, self.damage = images, transform, damage
 
     def __len__(self) -> int:
         return len(self.images)
@@ -77,6 +81,8 @@ class EvalViews(Dataset):
             pixels = self.transform(torch.stack(images))
         else:
             pixels = torch.stack([self.transform(image) for image in images])
+        if self.damage is not None:
+            pixels = torch.stack([self.damage(one, index) for one, index in zip(pixels, indices, strict=True)])
         return pixels.contiguous(), torch.from_numpy(self.images.labels[indices]), torch.tensor(indices)
 
 
@@ -154,11 +160,17 @@ def train_loader(
 
 
 def eval_loader(
-    images: ImageSet, transform: v2.Transform, *, batch_size: int, workers: int, indices: np.ndarray | None = None
+    images: ImageSet,
+    transform: v2.Transform,
+    *,
+    batch_size: int,
+    workers: int,
+    indices: np.ndarray | None = None,
+    damage: Damage | None = None,
 ) -> DataLoader:
     """Batches (uint8 (B, 3, S, S), labels (B,), indices (B,)) in order, over all images or over `indices`."""
     order = list(range(len(images))) if indices is None else [int(i) for i in indices]
-    dataset = EvalViews(images, transform)
+    dataset = EvalViews(images, transform, damage)
     return _Loader(
         dataset,
         batch_size=batch_size,

@@ -256,26 +256,43 @@ def fewshot(
             _finish(summary, json)
 
 
-@app.command("eval", epilog="Example: schane eval results/finetune/digits-test_resnet-schane-s0-20260101-120000")
+@app.command("eval", epilog="Examples: schane eval RUN | schane eval RUN --corruptions --ood cifar100")
 def evaluate(
-    context: typer.Context,
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint file or run folder")],
-    dataset: Dataset = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="A,B", help="datasets to score on; the checkpoint's by default")
+    ] = None,
     data_root: DataRoot = None,
     split: Split = "test",
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="also 14 kinds of damaged images at 5 severities each")
+    ] = False,
+    ood: Annotated[
+        str | None, typer.Option("--ood", metavar="A,B", help="also tell the images of these datasets from its own")
+    ] = None,
     device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Score a checkpoint: top-1, top-5, per-class accuracy and calibration, with n and intervals."""
-    from schane_cli import report
+    """Score a checkpoint: accuracy, calibration, mistakes, throughput, each figure with its n and interval."""
+    from schane_cli.eval_report import eval_report
+    from schane_cli.evaluate import Extras
     from schane_cli.evaluate import evaluate as run_evaluate
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
-    overrides = _given(context)
-    summary = run_evaluate(checkpoint, overrides=overrides, split=split, out=out, terminal=terminal)
-    report.eval_report(Path(summary["run"]), terminal)
+    summary = run_evaluate(
+        checkpoint,
+        datasets=dataset.split(",") if dataset else (),
+        overrides={
+            key: value for key, value in {"data.root": data_root, "device": device}.items() if value is not None
+        },
+        split=split,
+        extras=Extras(corruptions, tuple(ood.split(",")) if ood else ()),
+        out=out,
+        terminal=terminal,
+    )
+    eval_report(Path(summary["run"]), terminal)
     _finish(summary, json)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from schane_cli.augment import TrainViews, eval_loader, eval_transform, train_transform
+from schane_cli.augment import Damage, TrainViews, eval_loader, eval_transform, train_transform
 from schane_cli.data import ImageSet
 from schane_cli.models import InputSpec, Outputs, SchaneModel
 from schane_cli.recipe import AugmentRecipe
@@ -49,15 +49,21 @@ def extract(
     workers: int,
     amp: str = "off",
     task: Task | None = None,
+    damage: Damage | None = None,
 ) -> Features:
-    """Every image of the set through the model (eval mode) once.
+    """Every image of the set through the model (eval mode) once; `damage` changes what it sees (corruptions.py).
 
     Each process takes its share and the shares are put together by index, so that no image counts twice. All make as
     many forward passes, since those of a model that is split over processes wait for each other.
     """
     own = np.arange(len(images))[rank() :: world_size()]
     loader = eval_loader(
-        images, eval_transform(spec.size, spec.crop_pct), batch_size=batch_size, workers=workers, indices=own
+        images,
+        eval_transform(spec.size, spec.crop_pct),
+        batch_size=batch_size,
+        workers=workers,
+        indices=own,
+        damage=damage,
     )
     parts: list[Outputs] = []
     for pixels, _, _ in loader:

@@ -76,23 +76,57 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     return figure
 
 
-def reliability(bins: Sequence[Mapping[str, Any]], ece: float) -> Figure:
-    """Accuracy against confidence with 95 % intervals, and how many images fall in each bin."""
+def reliability(panels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Figure:
+    """Accuracy against confidence with 95 % intervals, and how many images fall in each bin; (title, bins) a panel."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4, 4), layout="constrained")
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        full = [b for b in bins if b["n"]]
-        centre = [b["confidence"] for b in full]
-        value = np.array([b["accuracy"] for b in full])
-        low, high = np.array([b["accuracy_ci95"] for b in full]).T if full else (value, value)
-        upper.plot([0, 1], [0, 1], "--", color=GREY, label="calibrated")
-        # an interval may round to just inside its own value, and matplotlib refuses negative bars
-        bars = np.maximum([value - low, high - value], 0)
-        upper.errorbar(centre, value, yerr=bars, fmt="o", color=BLUE, markersize=4, capsize=2)
-        upper.set(title=f"reliability, ECE {100 * ece:.2f} %", ylabel="accuracy", ylim=(-0.02, 1.02))
-        upper.legend(loc="upper left")
-        lower.bar([(b["low"] + b["high"]) / 2 for b in bins], [b["n"] for b in bins], 0.9 / len(bins), color=GREY)
-        lower.set(xlabel="confidence", ylabel="images", yscale="log" if full else "linear")
+        figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
+        grid = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=[3, 1])
+        for (title, bins), upper, lower in zip(panels, *grid, strict=True):
+            _reliability(upper, lower, title, bins)
+    return figure
+
+
+def _reliability(upper: Any, lower: Any, title: str, bins: Sequence[Mapping[str, Any]]) -> None:
+    full = [b for b in bins if b["n"]]
+    centre = [b["confidence"] for b in full]
+    value = np.array([b["accuracy"] for b in full])
+    low, high = np.array([b["accuracy_ci95"] for b in full]).T if full else (value, value)
+    upper.plot([0, 1], [0, 1], "--", color=GREY, label="calibrated")
+    # an interval may round to just inside its own value, and matplotlib refuses negative bars
+    bars = np.maximum([value - low, high - value], 0)
+    upper.errorbar(centre, value, yerr=bars, fmt="o", color=BLUE, markersize=4, capsize=2)
+    upper.set(title=title, ylabel="accuracy", ylim=(-0.02, 1.02))
+    upper.legend(loc="upper left")
+    lower.bar([(b["low"] + b["high"]) / 2 for b in bins], [b["n"] for b in bins], 0.9 / len(bins), color=GREY)
+    lower.set(xlabel="confidence", ylabel="images", yscale="log" if full else "linear")
+
+
+def mistakes(wrong: Sequence[tuple[np.ndarray, str]], columns: int = 4) -> Figure:
+    """Images (H, W, 3) with a caption each, in rows of four."""
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        lines = max(-(-len(wrong) // columns), 1)
+        figure = Figure(figsize=(2.0 * columns, 2.3 * lines), layout="constrained")
+        for axes in figure.subplots(lines, columns, squeeze=False).flat:
+            axes.set_axis_off()
+        for axes, (image, caption) in zip(figure.axes, wrong, strict=False):
+            axes.imshow(image, interpolation="nearest" if max(image.shape) <= 64 else "antialiased")
+            axes.set_title(caption, fontsize=9, fontweight="normal")
+    return figure
+
+
+def corruption_map(accuracies: np.ndarray, names: Sequence[str], clean: float) -> Figure:
+    """Accuracy (kinds, severities) as a heat map with its values in percent; the clean accuracy in the title."""
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(5, 0.6 + 0.3 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(100 * accuracies, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+        figure.colorbar(image, ax=axes, label="accuracy, %")
+        axes.set(title=f"accuracy by severity; undamaged {100 * clean:.1f} %", xlabel="severity")
+        axes.set_xticks(range(accuracies.shape[1]), [str(s + 1) for s in range(accuracies.shape[1])])
+        axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        for (row, column), value in np.ndenumerate(accuracies):
+            shade = "white" if value < 0.6 else "black"
+            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=shade, fontsize=8)
     return figure
 
 

@@ -7,9 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from schane_cli import plots
 from schane_cli.recipe import flatten, parse_yaml
 from schane_cli.terminal import Terminal, figures_table
@@ -30,7 +27,8 @@ main { max-width: 1080px; margin: 0 auto; padding: 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top }
-th:first-child, td:first-child { text-align: left } td { overflow-wrap: anywhere }
+th:first-child, td:first-child { text-align: left } details td { overflow-wrap: anywhere }
+figure { margin: 1rem 0 }
 th { background: var(--soft); cursor: pointer; white-space: nowrap }
 img { max-width: 100%; border-radius: 6px } summary { cursor: pointer; color: var(--mark) }
 p.lead { font-size: 1.1rem } .note { color: color-mix(in srgb, var(--ink) 70%, transparent) }
@@ -119,13 +117,14 @@ def _events(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return [e for e in events if e["event"] == "step"], [e for e in events if e["event"] == "epoch"]
 
 
-def _summary(run: Path) -> dict[str, Any]:
+def read_summary(run: Path) -> dict[str, Any]:
+    """The content of a run's summary.json."""
     return json.loads((run / "summary.json").read_text())
 
 
 def finetune_report(run: Path, terminal: Terminal) -> None:
     """Curves, page and final table of a finished fine-tuning run."""
-    summary = _summary(run)
+    summary = read_summary(run)
     curves = plots.save(plots.training_curves(*_events(run)), run / "figures" / "curves.png")
     rows = accuracy_rows(summary, "test")
     rows.append(
@@ -154,7 +153,7 @@ def finetune_report(run: Path, terminal: Terminal) -> None:
 
 def seeds_report(run: Path, terminal: Terminal) -> None:
     """Final table and page of a run over several seeds."""
-    summary = _summary(run)
+    summary = read_summary(run)
     for folder in summary["runs"]:
         finetune_report(Path(folder), Terminal(quiet=True))
     n_seeds = len(summary["seeds"])
@@ -170,36 +169,4 @@ def seeds_report(run: Path, terminal: Terminal) -> None:
         page(title, [section("Result", html_table(columns, rows), paragraph(note, "note")), provenance(run)])
     )
     terminal.table(figures_table(title, rows, columns))
-    terminal.say(f"report: {run / 'report.html'}")
-
-
-def eval_report(run: Path, terminal: Terminal) -> None:
-    """Confusion, reliability, page and final table of an evaluation."""
-    summary = _summary(run)
-    split = summary["split"]
-    counts = pd.read_csv(run / "confusion.csv", index_col=0)
-    names = [str(name) for name in counts.columns]
-    confusion = plots.save(plots.confusion_matrix(counts.to_numpy(), names), run / "figures" / "confusion.png")
-    bins = summary["reliability"]
-    diagram = plots.save(plots.reliability(bins, summary[f"{split}_ece"]), run / "figures" / "reliability.png")
-    rows = accuracy_rows(summary, split)
-    per_class = pd.read_csv(run / "per_class.csv", dtype={"class": str})
-    class_rows = [(c, percent(a, (low, high)), n) for c, n, a, low, high in per_class.itertuples(index=False)]
-    columns = ("figure", "value (95 % interval)", "n")
-    title = f"{summary['dataset']} {split}: {Path(summary['checkpoint']).parent.parent.name}"
-    content = page(
-        title,
-        [
-            section("Result", html_table(columns, rows)),
-            section("By class", html_table(("class", "accuracy (95 % interval)", "n"), class_rows)),
-            section("Confusion", picture(confusion, "confusion matrix")),
-            section("Calibration", picture(diagram, "reliability diagram")),
-            provenance(run),
-        ],
-    )
-    (run / "report.html").write_text(content)
-    terminal.table(figures_table(f"{summary['dataset']} {split}", rows, columns))
-    hardest = per_class.sort_values("accuracy").head(5)
-    shown = [class_rows[int(np.int64(i))] for i in hardest.index]
-    terminal.table(figures_table("hardest classes", [(c, a, str(n)) for c, a, n in shown], ("class", columns[1], "n")))
     terminal.say(f"report: {run / 'report.html'}")

@@ -70,8 +70,7 @@ class ResNet12(nn.Module):
         self.num_features = self.head_hidden_size = channels[-1]
         self.grad_checkpointing = False
         self.feature_info = [
-            {"num_chs": width, "reduction": 2 ** (i + 1), "module": f"layer{i + 1}"}
-            for i, width in enumerate(channels)
+            {"num_chs": width, "reduction": 2 ** (i + 1), "module": f"layer{i + 1}"} for i, width in enumerate(channels)
         ]
         inputs = (in_chans, *channels)
         for i, width in enumerate(channels):

@@ -1,7 +1,6 @@
 """The page of `schane embed` in headless Chromium: quiet, alone, and alive."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,33 +8,12 @@ from typing import Any
 
 import pytest
 
+from tests.browser import is_quiet_and_alone, needs_browser, open_browser, open_page
 from tests.cli.test_finetune import QUICK, run_cli
 
-selenium = pytest.importorskip("selenium", reason="selenium is not installed (pip install 'schane[dev]')")
+By = pytest.importorskip("selenium.webdriver.common.by").By
 
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER),
-    reason="chromium and chromedriver are not on this machine (apt-get install chromium-driver)",
-)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-unsafe-swiftshader",  # WebGL on the CPU
-)
+pytestmark = needs_browser
 # Where a point of a scatter is on the screen, as [x, y].
 PLACE = """
 const plot = document.getElementById('scatter-' + arguments[0])
@@ -62,14 +40,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}", "--window-size=1280,900"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    yield driver
-    driver.quit()
+    yield from open_browser(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture
@@ -77,10 +48,7 @@ def browser(chromium: Any, page: Path) -> Any:
     """The page, freshly loaded and drawn; what was logged before it is gone."""
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    chromium.get("about:blank")
-    for kind in ("browser", "performance"):
-        chromium.get_log(kind)
-    chromium.get(page.as_uri())
+    open_page(chromium, page)
     until(chromium, "return document.documentElement.dataset.ready")
     return chromium
 
@@ -112,12 +80,7 @@ def background(browser: Any, selector: str) -> str:
 
 def test_it_loads_without_an_error_and_without_asking_any_network(browser: Any) -> None:
     hover(browser, 0, 3)
-    said = [entry for entry in browser.get_log("browser") if entry["level"] in {"SEVERE", "ERROR"}]
-    assert said == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert [url for url in asked if not url.startswith(("data:", "blob:", "file:", "chrome:"))] == []
-    assert sum(url.startswith("file:") for url in asked) == 1
+    is_quiet_and_alone(browser)
 
 
 def test_nothing_on_the_page_sends_the_data_away(browser: Any) -> None:
