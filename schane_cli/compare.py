@@ -22,7 +22,7 @@ INDIFFERENT = {
     "seed", "device", "data.root", "data.workers", "train.trackers", "train.chunk_size", "train.compile",
     "train.sharding",
 }  # fmt: skip
-TRAIN_SET = ("data.dataset", "data.train_per_class", "data.train_on", "data.val_fraction", "data.split_seed")
+TRAIN_SET = ("data.dataset", "data.train_per_class", "data.train_on")
 COST = ("train_seconds", "views_forwarded", "peak_memory_bytes", "energy_joules")
 
 
@@ -140,6 +140,9 @@ def compare_runs(runs: Sequence[Run], *, metric: str | None, baseline: str | Non
         for members in by_train.values()
     ]
     if all(len(block.groups) < 2 for block in blocks):
+        if len(blocks) > 1:
+            titles = "; ".join(block.title for block in blocks)
+            raise BadRequest(f"no two runs trained on the same images differ in anything but the seed ({titles})")
         raise BadRequest(f"all {len(runs)} runs have the same recipe but for the seed: there is nothing to compare")
     return blocks
 

@@ -190,8 +190,21 @@ def process_group(device_name: str) -> Iterator[None]:
     dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(minutes=10))
     try:
         yield
+    except RuntimeError as error:
+        if not _is_lost_peer(error):
+            raise
+        raise SchaneError(
+            "another process of the run ended or stopped answering; what it printed says why. The last checkpoint is "
+            "whole: start all processes again with --resume"
+        ) from None
     finally:
         dist.destroy_process_group()
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed since another process is gone."""
+    lost = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out waiting")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in lost)
 
 
 def same_everywhere(value: Any) -> Any:

@@ -31,7 +31,6 @@ _DOWN = (StorageInternalError, sqlalchemy.exc.OperationalError, sqlalchemy.exc.I
 T = TypeVar("T")
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats, for years
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
 
@@ -110,7 +109,8 @@ class Queue:
 
     def claim(self) -> Claimed | None:
         """The next waiting trial, or None where none waits. Dead workers' trials are queued again first."""
-        self._patiently(lambda: fail_stale_trials(self.study))
+        with _without_warning():
+            self._patiently(lambda: fail_stale_trials(self.study))
         waiting = self._patiently(lambda: self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
         for frozen in waiting:
             if self._patiently(partial(self._take, frozen._trial_id)):
@@ -237,13 +237,14 @@ def _open(url: str, heartbeat_seconds: int, requeue: Callable[[optuna.Study, Fro
             if parsed.drivername == "postgresql":
                 parsed = parsed.set(drivername="postgresql+psycopg")
             sqlite = parsed.drivername == "sqlite"
-            return RDBStorage(
-                parsed.render_as_string(hide_password=False),
-                engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
-                heartbeat_interval=heartbeat_seconds,
-                grace_period=4 * heartbeat_seconds,
-                heartbeat_stale_trial_callback=requeue,
-            )
+            with _without_warning():
+                return RDBStorage(
+                    parsed.render_as_string(hide_password=False),
+                    engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
+                    heartbeat_interval=heartbeat_seconds,
+                    grace_period=4 * heartbeat_seconds,
+                    heartbeat_stale_trial_callback=requeue,
+                )
         except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
             half_made = isinstance(error, sqlalchemy.exc.DBAPIError) and "exists" in str(error)
             if half_made and attempt < attempts - 1:
@@ -251,6 +252,14 @@ def _open(url: str, heartbeat_seconds: int, requeue: Callable[[optuna.Study, Fro
                 continue
             raise BadRequest(f"the storage {hidden(url)} cannot be opened: {_reason(error)}") from None
     raise AssertionError("the last attempt returns or raises")
+
+
+@contextmanager
+def _without_warning() -> Iterator[None]:
+    """Optuna has called its heartbeats experimental for years."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 def hidden(url: str) -> str:

@@ -346,7 +346,7 @@ class Trainer:
         better = (accuracy, -nll) > (self.best["val_accuracy"], -self.best["val_nll"])
         if better:
             self.best = {"val_accuracy": accuracy, "val_nll": nll, "epoch": epoch}
-        packed = self._packed(model) if better else {}
+        packed = self._packed(model) if better and self._packs() else {}
         if rank() != 0:
             return
         if better:
@@ -376,6 +376,10 @@ class Trainer:
         accuracy = (found.logits.argmax(1) == found.labels).double().mean().item()
         return accuracy, F.cross_entropy(found.logits.double(), found.labels).item()
 
+    def _packs(self) -> bool:
+        """Whether this process takes part in packing weights: the one that writes, or all where each holds a share."""
+        return rank() == 0 or is_sharded(self.model)
+
     def _packed(self, model: SchaneModel) -> dict[str, Any]:
         progress = {
             "step": self.step,
@@ -387,7 +391,8 @@ class Trainer:
 
     def save_last(self) -> None:
         """Write last.pt: the weights and all that an exact resume needs; called by every process."""
-        state, packed = collect(self._parts()), self._packed(self.model)
+        state = collect(self._parts())
+        packed = self._packed(self.model) if self._packs() else {}
         if rank() != 0:
             return
         metrics = self.job.run.path / "metrics.jsonl"

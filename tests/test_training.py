@@ -259,6 +259,25 @@ def test_each_option_trains_and_changes_the_weights_it_reaches(tmp_path: Path, o
     assert any(not torch.equal(with_it[key], without[key]) for key in without)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, within its compiler
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_model_learns_the_same_and_its_checkpoint_is_an_ordinary_one(tmp_path: Path) -> None:
+    small = {"model__backbone": "test_vit", "train__epochs": 2}
+    eager, compiled = (
+        run_tiny(tmp_path / name, **small, train__compile=name == "compiled") for name in ("e", "compiled")
+    )
+    assert compiled["val_accuracy"] == pytest.approx(eager["val_accuracy"], abs=2 / 144)
+    weights = [_state(tmp_path / name, "last.pt")["state_dict"] for name in ("e", "compiled")]
+    assert weights[0].keys() == weights[1].keys()
+    for key, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][key], atol=2e-3), key
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("e", "compiled")]
+    first = [json.loads(line)["loss"] for line in lines]
+    assert first[1] == pytest.approx(first[0], rel=1e-4)
+
+
 def test_a_linear_probe_leaves_the_backbone_as_it_was(tmp_path: Path) -> None:
     recipe = tiny_recipe(model__freeze=["backbone"], train__epochs=1)
     job = _job(tmp_path / "run", recipe)

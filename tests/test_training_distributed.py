@@ -5,6 +5,9 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,9 +67,7 @@ def _run(folder: Path, world: int, overrides: dict) -> dict:
 
 def _start(folder: Path, world: int, overrides: dict) -> None:
     folder.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (folder / "port").write_text(str(free.getsockname()[1]))
+    (folder / "port").write_text(_free_port())
     multiprocessing.set_forkserver_preload(["tests.jobs"])
     torch.multiprocessing.start_processes(_train, (world, folder, overrides), nprocs=world, start_method="forkserver")
 
@@ -132,3 +133,71 @@ def test_what_does_not_go_with_a_split_model_is_refused(monkeypatch: pytest.Monk
         check_sharding(tiny_recipe(train__sharding="fsdp").train)
     with pytest.raises(BadRequest, match="goes without train.ema_decay"):
         check_sharding(tiny_recipe(train__sharding="fsdp", train__batch_size=24, train__ema_decay=0.9).train)
+
+
+def _torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", _free_port()]
+    recipe = ("data.workers=0", "data.train_per_class=10", "model.backbone=test_vit", "train.batch_size=25")
+    sets = [part for value in recipe for part in ("--set", value)]
+    run = ["-m", "schane_cli", "finetune", "--device", "cpu", "--epochs", "2000", *sets, *arguments]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parent.parent)]),
+    }
+    return subprocess.Popen(
+        [*command, *run], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def _free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def _process_of_rank(launcher: int, wanted: int) -> int:
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and f"RANK={wanted}" in (place / "environ").read_text().split("\0"):
+                return int(place.name)
+        except (OSError, ValueError):
+            continue
+    raise AssertionError(f"no process of rank {wanted}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process of a rank through /proc")
+def test_a_process_that_dies_ends_the_run_with_a_sentence_and_leaves_it_whole(tmp_path: Path) -> None:
+    launcher = _torchrun(tmp_path, "--out", "run")
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    until = time.monotonic() + 120
+    while not last.exists():
+        assert launcher.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    os.kill(_process_of_rank(launcher.pid, 1), signal.SIGKILL)
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert "another process of the run ended" in output
+    assert "Signal 9 (SIGKILL)" in output  # what torchrun says of the one that died
+    assert read_tensors(last)["training"]["step"] > 0
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_the_error_of_the_run(tmp_path: Path) -> None:
+    """Rank 1 alone fails, in its first batch; the other does not wait for it for ever."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    from schane_cli import features\n"
+        "    from schane_cli.errors import SchaneError\n"
+        "    def broken(*a, **k): raise SchaneError('the disk of this machine is gone')\n"
+        "    import schane_cli.training; schane_cli.training.make_batch = broken\n"
+    )
+    launcher = _torchrun(tmp_path, "--out", "run")
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    assert "the disk of this machine is gone" in output
+    assert "another process of the run ended" in output

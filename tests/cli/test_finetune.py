@@ -58,7 +58,7 @@ def test_json_is_one_line_on_stdout_and_nothing_else(tmp_path: Path, capsys: pyt
     summary = json.loads(line)
     assert summary["seed"] == 3
     assert summary["epochs"] == 1
-    assert "changed   train.epochs 1 (recipe digits 36)" in captured.err
+    assert "changed   train.epochs 1 (recipe digits 24)" in captured.err
 
 
 def test_what_a_flag_changed_is_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,138 @@
+"""`schane compare`: groups, pairs, honest verdicts, and refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from schane_cli.compare import compare_runs, effect_size, holm, make_run
+from schane_cli.compare_report import escape_latex, latex, markdown, rows
+from schane_cli.errors import BadRequest
+from tests.cli.test_finetune import QUICK, run_cli
+
+CE, OURS = np.array([0.50, 0.52, 0.49, 0.51, 0.50]), np.array([0.53, 0.54, 0.53, 0.53, 0.52])
+
+
+def made(loss: str, values: np.ndarray, first_seed: int = 0, test: str = "a", **recipe: object) -> list:
+    keys = {"loss.name": loss, "data.dataset": "made", "train.lr": 1e-3, "data.root": f"/{loss}", **recipe}
+    figures = {"test_n": 100, "train_seconds": 10.0, "test_sha256": test, "val_sha256": "v"}
+    return [
+        make_run(f"{loss}/s{seed}", keys, {**figures, "test_accuracy": value, "test_nll": 1 - value, "seed": seed})
+        for seed, value in enumerate(values, first_seed)
+    ]
+
+
+def block(runs: list, **options: object):
+    return compare_runs(runs, **{"metric": None, "baseline": None, "common_seeds": False, **options})[0]
+
+
+def test_the_paired_difference_agrees_with_scipy() -> None:
+    (difference,) = block(made("ce", CE) + made("schane", OURS)).differences
+    theirs = stats.ttest_rel(OURS, CE)
+    assert (difference.label, difference.baseline) == ("schane", "ce")
+    assert difference.pair.p_value == pytest.approx(theirs.pvalue)
+    assert (difference.pair.low, difference.pair.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    change = OURS - CE
+    assert difference.effect_size == pytest.approx(change.mean() / change.std(ddof=1) * (1 - 3 / (4 * 4 - 1)))
+    assert difference.sentence.startswith(
+        "schane is better than ce by" if False else "schane is better than ce: +2.6 points"
+    )
+
+
+def test_less_is_better_of_a_loss_and_a_chance_difference_is_no_verdict() -> None:
+    (difference,) = block(made("ce", CE) + made("schane", OURS), metric="test_nll").differences
+    assert "schane is better than ce: -0.026 of test_nll" in difference.sentence
+    (difference,) = block(made("ce", CE) + made("schane", CE[::-1])).differences
+    assert "are not told apart" in difference.sentence
+
+
+def test_holm_agrees_with_a_slow_one() -> None:
+    p = [0.01, 0.04, 0.03, 0.5]
+    slow = [max((4 - k) * q for k, q in enumerate(sorted(p)) if q <= own) for own in p]
+    assert holm(p) == pytest.approx([min(value, 1) for value in slow])
+    assert np.isnan(effect_size(np.array([0.1, 0.1, 0.1])))
+
+
+def test_groups_are_named_by_what_differs_and_where_the_data_lie_does_not() -> None:
+    runs = made("ce", CE) + made("schane", OURS) + made("schane", OURS, **{"train.lr": 2e-3})
+    labels = {group.label for group in block(runs).groups}
+    assert labels == {"ce lr=0.001", "schane lr=0.001", "schane lr=0.002"}
+    assert [group.label for group in block(made("ce", CE) + made("schane", OURS)).groups] == ["schane", "ce"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "options", "said"),
+    [
+        (made("ce", CE) + made("schane", OURS, test="b"), {}, "schane/s0 and ce/s0 have other test images"),
+        (made("ce", CE) + made("schane", OURS[:4]), {}, r"seeds are missing: schane lacks \[4\]; --common-seeds"),
+        (made("ce", CE), {}, "nothing to compare"),
+        (made("ce", CE) + made("schane", OURS), {"metric": "test_acuracy"}, "did you mean 'test_accuracy'"),
+        (made("ce", CE) + made("schane", OURS), {"baseline": "simclr"}, "no group is called 'simclr'"),
+        (made("ce", CE) + made("ce", CE), {}, "are the same run"),
+        (made("ce", CE) + made("ce", OURS, **{"data.dataset": "other"}), {}, "no two runs trained on the same images"),
+        ([], {}, "no finished run"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(runs: list, options: dict, said: str) -> None:
+    with pytest.raises(BadRequest, match=said):
+        block(runs, **options)
+
+
+def test_common_seeds_on_request() -> None:
+    found = block(made("ce", CE) + made("schane", OURS[:4]), common_seeds=True)
+    assert found.seeds == (0, 1, 2, 3)
+    assert "schane lacks [4]" in found.notes[0]
+
+
+def test_one_seed_has_no_interval_and_no_verdict() -> None:
+    found = block(made("ce", CE[:1]) + made("schane", OURS[:1]))
+    assert found.differences == ()
+    assert rows(found)[0][:2] == ("schane", "53.00")
+
+
+def test_tables_in_markdown_and_latex_hold_the_same_cells() -> None:
+    found = block(made("ce", CE) + made("schane", OURS))
+    table = [line.strip("| ").split(" | ") for line in markdown([found]).splitlines() if line.startswith("| ")]
+    assert [cell.strip() for cell in table[2]] == list(rows(found)[0])
+    body = latex([found]).splitlines()
+    assert sum(line.endswith(r"\\") for line in body) == 3
+    assert r"test\_accuracy, \%" in latex([found])
+    assert escape_latex("50 % & a_b") == r"50 \% \& a\_b"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("compare")
+    for loss in ("ce", "schane"):
+        assert run_cli("finetune", *QUICK, "--loss", loss, "--seeds", "0,1", "--out", place / loss) == 0
+    return place
+
+
+def test_folders_of_seeds_are_compared_end_to_end(trained: Path, tmp_path: Path, capsys) -> None:
+    assert run_cli("compare", trained / "ce", trained / "schane", "--out", tmp_path / "c") == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.split("are not told apart")[0].splitlines()[:6])) <= 80
+    assert run_cli("compare", f"{trained}/*", "--json", "--out", tmp_path / "glob") == 0
+    (found,) = json.loads(capsys.readouterr().out)["blocks"]
+    assert [group["n_seeds"] for group in found["groups"]] == [2, 2]
+    assert {"train_seconds", "views_forwarded", "peak_memory_bytes"} <= found["groups"][0].keys()
+    table = pd.read_csv(tmp_path / "c" / "compare.csv").set_index("group")
+    for loss in ("ce", "schane"):
+        summaries = [json.loads((trained / loss / f"s{s}" / "summary.json").read_text()) for s in (0, 1)]
+        mean = np.mean([summary["test_accuracy"] for summary in summaries])
+        assert table.loc[loss, "test_accuracy"] == pytest.approx(mean)
+    names = {path.name for path in (tmp_path / "c").iterdir()}
+    assert names == {"compare.csv", "compare.md", "compare.tex", "figures", "report.html", "summary.json"}
+    assert run_cli("compare", f"{trained}/*", "--out", tmp_path / "c") == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_another_split_is_refused(trained: Path, tmp_path: Path, capsys) -> None:
+    assert run_cli("finetune", *QUICK, "--set", "data.split_seed=1", "--out", tmp_path / "other") == 0
+    assert run_cli("compare", trained / "ce" / "s0", tmp_path / "other", "--out", tmp_path / "c") == 2
+    assert "have other test images" in capsys.readouterr().err
+    assert run_cli("compare", tmp_path / "nowhere", "--out", tmp_path / "c") == 2
+    assert "nothing is at" in capsys.readouterr().err
