@@ -306,7 +306,9 @@ def evaluate(
 )
 def embed(
     context: typer.Context,
-    checkpoints: Annotated[list[Path], typer.Argument(help="checkpoint files or run folders; several side by side")],
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="checkpoints, run folders or tables (embeddings.parquet); several side by side")
+    ],
     dataset: Dataset = None,
     data_root: DataRoot = None,
     split: Split = "test",

@@ -16,6 +16,7 @@ from schane_cli import quality
 from schane_cli.augment import worker_count
 from schane_cli.bootstrap import Floats, Ints
 from schane_cli.data import ImageSet
+from schane_cli.embed_input import read_embeddings
 from schane_cli.embed_tables import predictions, write_npy, write_table
 from schane_cli.errors import BadRequest, nearest
 from schane_cli.evaluate import recipe_label, select_images
@@ -60,11 +61,12 @@ class EmbedOptions:
 class View:
     """One checkpoint's side: its outputs for the points, their figures and their pictures.
 
-    `vectors` (n, d), `prediction` and `confidence` (n,), `tsne` (n, 2).
+    `vectors` (n, d), `prediction` and `confidence` (n,), `tsne` (n, 2). `origin`: its checkpoint or table, backbone,
+    loss, epoch and seed as far as known.
     """
 
     name: str
-    loaded: Loaded
+    origin: dict[str, Any]
     vectors: Floats
     prediction: Ints
     confidence: Floats
@@ -96,6 +98,7 @@ class Job:
 
     loaded: list[Loaded]
     recipes: list[Recipe]
+    dataset: str
     names: list[str]
     images: ImageSet
     shown: Ints
@@ -123,6 +126,9 @@ def embed(
         BadRequest: no such checkpoint, layer, split or dataset; checkpoints of different classes or data; too few
             images or classes; embeddings that are not finite or zero (which images).
     """
+    options.check()
+    if any(path.suffix == ".parquet" for path in checkpoints):
+        return _embed_tables(checkpoints, overrides, options, out, terminal)
     job = _check(checkpoints, overrides, options, terminal)
     run = RunFolder(out or new_run_path("embed", recipe_label(job.recipes[0]), options.split))
     if rank() == 0:
@@ -136,17 +142,65 @@ def embed(
             return None
         for (store, _), name in zip(stores, job.names, strict=True):
             _write_tables(run.path / (f"embeddings-{name}" if len(stores) > 1 else "embeddings"), job, store)
-        views = [_view(job, number, *found) for number, found in enumerate(stores)]
-        differences = [quality.compare_embeddings(views[0].analysis, view.analysis) for view in views[1:]]
+        views = [
+            _view(job, number, _origin(job.loaded[number]), *_rows(job, *found)) for number, found in enumerate(stores)
+        ]
+    return _finished(job, run, views)
+
+
+def _finished(job: Job, run: RunFolder, views: list[View]) -> Embedded:
+    """Differences, summary and points.csv."""
+    differences = [quality.compare_embeddings(views[0].analysis, view.analysis) for view in views[1:]]
     summary = _summary(job, views, differences) | {"run": str(run.path)}
     write_points(run.path / "points.csv", job.points, views)
     run.finish(summary)
-    return Embedded(run, options, job.points, len(job.images), views, differences, summary)
+    return Embedded(run, job.options, job.points, len(job.images), views, differences, summary)
+
+
+def _embed_tables(
+    paths: Sequence[Path], overrides: Mapping[str, Any], options: EmbedOptions, out: Path | None, terminal: Terminal
+) -> Embedded:
+    """The same of tables of embeddings: nothing is extracted, their vectors are looked at as they are."""
+    if any(path.suffix != ".parquet" for path in paths):
+        raise BadRequest("tables and checkpoints do not go side by side; make a table of each by schane embed first")
+    if overrides or (options.split, options.layer) != (EmbedOptions.split, EmbedOptions.layer) or options.npy:
+        raise BadRequest("--dataset, --data-root, --split, --layer, --npy and --device do not act on a table")
+    tables = [read_embeddings(path) for path in paths]
+    images = tables[0].images
+    for other in tables[1:]:
+        if list(other.images.ids) != list(images.ids) or not np.array_equal(other.images.labels, images.labels):
+            raise BadRequest(f"{other.path} and {tables[0].path} do not hold the same images with the same labels")
+    shown = sample(len(images), options.points)
+    points = images.subset(shown, images.split)
+    _check_images(points, options.perplexity)
+    names = _numbered([f"{path.resolve().parent.name}-{path.stem}" for path in paths])
+    device = torch.device("cpu")
+    job = Job([], [], images.dataset, names, images, shown, points, [], device, options, terminal)
+    run = RunFolder(out or new_run_path("embed", paths[0].stem))
+    run.create(build_recipe({"data": {"dataset": f"table:{paths[0]}"}}), f"embed {' '.join(map(str, paths))}")
+    views = [
+        _view(
+            job,
+            number,
+            {"path": str(table.path)},
+            table.vectors[shown],
+            table.prediction[shown],
+            table.confidence[shown],
+            {},
+        )
+        for number, table in enumerate(tables)
+    ]
+    return _finished(job, run, views)
+
+
+def _origin(loaded: Loaded) -> dict[str, Any]:
+    recipe, epoch = loaded.recipe, loaded.progress["epoch"]
+    told = {"backbone": recipe.model.backbone, "loss": recipe.loss.name, "seed": recipe.seed}
+    return {"path": str(loaded.path), "epoch": f"{epoch:g}", **told}
 
 
 def _check(checkpoints: Sequence[Path], overrides: Mapping[str, Any], options: EmbedOptions, terminal: Terminal) -> Job:
     """Everything that can be refused before a model runs."""
-    options.check()
     loaded = [load_checkpoint(path) for path in checkpoints]
     recipes = [build_recipe(one.recipe.model_dump(mode="json"), overrides) for one in loaded]
     device = pick_device(recipes[0].device)
@@ -157,7 +211,7 @@ def _check(checkpoints: Sequence[Path], overrides: Mapping[str, Any], options: E
     _check_images(points, options.perplexity)
     if len(points) < len(images):
         notes = [*notes, f"figures and pictures of {len(points)} images of {len(images)}, drawn by seed {SEED}"]
-    return Job(loaded, recipes, names, images, shown, points, notes, device, options, terminal)
+    return Job(loaded, recipes, recipes[0].data.dataset, names, images, shown, points, notes, device, options, terminal)
 
 
 def checkpoint_names(loaded: Sequence[Loaded]) -> list[str]:
@@ -176,11 +230,13 @@ def checkpoint_names(loaded: Sequence[Loaded]) -> list[str]:
     for path in (one.path for one in loaded):
         inside = path.parent.name == "checkpoints"
         name = path.resolve().parent.parent.name if inside else path.stem
-        if inside and path.stem != "best":
-            name = f"{name}-{path.stem}"
-        again = [other for other in names if other == name or other.startswith(f"{name}#")]
-        names.append(f"{name}#{len(again) + 1}" if again else name)
-    return names
+        names.append(f"{name}-{path.stem}" if inside and path.stem != "best" else name)
+    return _numbered(names)
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """The names, numbered from the second of a kind on."""
+    return [f"{name}#{names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
 
 
 def sample(n: int, most: int) -> Ints:
@@ -262,9 +318,22 @@ def _extract(job: Job, number: int) -> tuple[FeatureStore, dict[str, float]]:
     return store, {"extract_seconds": seconds, "extracted_images": lacking, **rate}
 
 
-def _view(job: Job, number: int, store: FeatureStore, costs: dict[str, float]) -> View:
-    """Figures and pictures of the points of one checkpoint."""
-    vectors, labels = store.rows(job.options.layer, job.shown), job.points.labels
+def _rows(job: Job, store: FeatureStore, costs: dict[str, float]) -> tuple[Floats, Ints, Floats, dict[str, float]]:
+    """Vectors, predictions and confidences of the points, and what extracting took."""
+    return store.rows(job.options.layer, job.shown), *predictions(store.rows("logits", job.shown)), costs
+
+
+def _view(
+    job: Job,
+    number: int,
+    origin: dict[str, Any],
+    vectors: Floats,
+    prediction: Ints,
+    confidence: Floats,
+    costs: dict[str, float],
+) -> View:
+    """Figures and pictures of the points of one checkpoint or table."""
+    labels = job.points.labels
     analysis, figures_seconds = _with_progress(
         job.terminal,
         f"figures, {job.names[number]}",
@@ -275,10 +344,9 @@ def _view(job: Job, number: int, store: FeatureStore, costs: dict[str, float]) -
         f"t-SNE, {job.names[number]}",
         lambda tell: tsne(vectors, seed=SEED, perplexity=job.options.perplexity, progress=tell),
     )
-    prediction, confidence = predictions(store.rows("logits", job.shown))
     return View(
         name=job.names[number],
-        loaded=job.loaded[number],
+        origin=origin,
         vectors=vectors,
         prediction=prediction,
         confidence=confidence,
@@ -327,7 +395,7 @@ def write_points(path: Path, images: ImageSet, views: Sequence[View]) -> None:
 def _summary(job: Job, views: Sequence[View], differences: Sequence[list[FigureDifference]]) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "command": "embed",
-        "dataset": job.recipes[0].data.dataset,
+        "dataset": job.dataset,
         "split": job.options.split,
         "split_notes": job.notes,
         "layer": job.options.layer,
@@ -352,12 +420,10 @@ def _difference(d: FigureDifference, first: str, second: str) -> dict[str, Any]:
 
 
 def _view_summary(view: View) -> dict[str, Any]:
-    recipe = view.loaded.recipe
     return {
         "name": view.name,
-        "checkpoint": view.loaded.path,
-        "backbone": recipe.model.backbone,
-        "loss": recipe.loss.name,
+        "checkpoint": view.origin["path"],
+        **{key: view.origin[key] for key in ("backbone", "loss") if key in view.origin},
         "dimensions": view.vectors.shape[1],
         **view.costs,
         "figures": {

@@ -179,9 +179,8 @@ def _chart_grid(views: list[View]) -> str:
 
 
 def _checkpoint_row(view: View) -> tuple[Any, ...]:
-    recipe, epoch = view.loaded.recipe, view.loaded.progress["epoch"]
-    path, width = view.loaded.path, view.vectors.shape[1]
-    return view.name, path, f"{epoch:g}", recipe.model.backbone, recipe.loss.name, recipe.seed, width
+    known = (view.origin.get(key, "") for key in ("path", "epoch", "backbone", "loss", "seed"))
+    return view.name, *known, view.vectors.shape[1]
 
 
 def _figures_table(embedded: Embedded) -> str:

@@ -104,7 +104,7 @@ class Worker:
         with self.queue.beating(claimed):
             try:
                 summaries = [self._one(setting, claimed.values, seed) for seed in setting.seeds]
-                value = statistics.fmean(_figure(summary, self.file.metric) for summary in summaries)
+                value = statistics.fmean(_figure(summary, self.file.objective) for summary in summaries)
             except Interrupted as stopped:
                 self.queue.give_back(claimed)
                 raise stopped.resumed_by(self.command) from None
@@ -128,7 +128,7 @@ class Worker:
         counts = self.queue.counts()
         left, total = counts["waiting"] + counts["running"], sum(counts.values())
         minutes = statistics.fmean(self._seconds) * left / max(counts["running"] + 1, 1) / 60
-        done = f"{total - left}/{total} {_title(setting)}: {self.file.metric} {value:.4g}, {self._seconds[-1]:.0f} s"
+        done = f"{total - left}/{total} {_title(setting)}: {self.file.objective} {value:.4g}, {self._seconds[-1]:.0f} s"
         return f"{done}, about {minutes:.0f} min left" if left else done
 
 
@@ -178,7 +178,7 @@ def summarise(file: StudyFile, queue: Any, folder: Path) -> dict[str, Any]:
     }
     if file.search and counts["done"]:
         best = queue.study.best_trial
-        summary["best"] = {"label": plan[best.user_attrs["index"]].label, file.metric: best.value, **best.params}
+        summary["best"] = {"label": plan[best.user_attrs["index"]].label, file.objective: best.value, **best.params}
     write_json(folder / "summary.json", summary)
     return plain(summary)
 

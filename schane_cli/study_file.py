@@ -46,7 +46,9 @@ class StudyFile(_Part):
     search: dict[str, Range | list[Any]] = Field({}, description="{low, high, log} or a list, by dotted key")
     trials: int | None = Field(None, ge=1, le=MAX_TRIALS, description="points drawn by a search")
     seeds: list[int] = Field([0], min_length=1, description="seeds of every setting")
-    metric: str = Field("val_accuracy", description="what a search makes best, from the runs' summary")
+    metric: str | None = Field(
+        None, description="the runs' figure to make best (a search: val_accuracy) or compare (a grid: test_accuracy)"
+    )
     baseline: str | None = Field(None, description="the arm that the others are compared with")
     heartbeat_seconds: int = Field(15, ge=1, description="a worker silent for four of these is taken for dead")
 
@@ -64,6 +66,11 @@ class StudyFile(_Part):
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline {self.baseline!r} is none of the arms{nearest(self.baseline, self.arms)}")
         return self
+
+    @property
+    def objective(self) -> str:
+        """The figure that a trial is valued by: chosen on val unless the file says otherwise."""
+        return self.metric or "val_accuracy"
 
 
 @dataclass(frozen=True)

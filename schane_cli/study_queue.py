@@ -71,7 +71,7 @@ class Queue:
             self.study = optuna.create_study(
                 storage=self._storage,
                 study_name=name,
-                direction="minimize" if better_is_lower(study.metric) else "maximize",
+                direction="minimize" if better_is_lower(study.objective) else "maximize",
             )
         except DuplicatedStudyError:
             self.study = optuna.load_study(storage=self._storage, study_name=name)

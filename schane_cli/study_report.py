@@ -38,12 +38,11 @@ def study_report(folder: Path, terminal: Terminal) -> None:
 
 def _grid_report(file: StudyFile, summary: Mapping[str, Any], folder: Path, terminal: Terminal) -> None:
     runs = [run for trial in summary["trials"] for run in _runs(file, trial)]
-    metric = None if file.metric == "val_accuracy" else file.metric
     left = summary["trials_failed"] + summary["trials_waiting"] + summary["trials_running"]
     unfinished = f"{left} of {len(summary['trials'])} trials have no result; seeds common to all are compared"
     notes = [unfinished] if left else []
     try:
-        blocks = compare_runs(runs, metric=metric, baseline=file.baseline, common_seeds=bool(left))
+        blocks = compare_runs(runs, metric=file.metric, baseline=file.baseline, common_seeds=bool(left))
     except BadRequest as reason:  # one setting, or too little done to compare: the runs stand for themselves
         terminal.say(str(reason))
         return
@@ -63,10 +62,10 @@ def _runs(file: StudyFile, trial: Mapping[str, Any]) -> list[Run]:
 def _search_report(file: StudyFile, summary: Mapping[str, Any], folder: Path, terminal: Terminal) -> None:
     """The trials of a search, best first."""
     done = [trial for trial in summary["trials"] if trial["state"] == "done"]
-    scored = sorted(done, key=lambda trial: _mean(trial, file.metric), reverse=not better_is_lower(file.metric))
-    columns = ("trial", f"{file.metric}", *file.search)
+    scored = sorted(done, key=lambda trial: _mean(trial, file.objective), reverse=not better_is_lower(file.objective))
+    columns = ("trial", f"{file.objective}", *file.search)
     rows = [
-        (trial["label"], f"{_mean(trial, file.metric):.4f}", *(_value(trial["values"][key]) for key in file.search))
+        (trial["label"], f"{_mean(trial, file.objective):.4f}", *(_value(trial["values"][key]) for key in file.search))
         for trial in scored
     ]
     note = f"Each value is a mean over seeds {file.seeds}; the best of many draws is optimistic: score it on test once."
