@@ -72,7 +72,8 @@ def heading(block: Block) -> str:
 
 def columns(block: Block) -> tuple[str, ...]:
     """The columns of a block's table."""
-    return tuple(name.format(metric=block.metric + (", %" if is_share(block.metric) else "")) for name in COLUMNS)
+    shown = COLUMNS if block.differences else COLUMNS[:2]
+    return tuple(name.format(metric=block.metric + (", %" if is_share(block.metric) else "")) for name in shown)
 
 
 def rows(block: Block) -> list[tuple[str, ...]]:
@@ -83,8 +84,10 @@ def rows(block: Block) -> list[tuple[str, ...]]:
 
 def _row(block: Block, group: Group, difference: Difference | None) -> tuple[str, ...]:
     mean = plus_minus(block, group, block.metric)
+    if not block.differences:
+        return (group.label, mean)
     if difference is None:
-        return (group.label, mean, "baseline" if block.differences else "", "", "")
+        return (group.label, mean, "baseline", "", "")
     scale, pair = 100 if is_share(block.metric) else 1, difference.pair
     change = f"{scale * pair.difference:+.3g} ({scale * pair.low:+.3g} to {scale * pair.high:+.3g})"
     return (group.label, mean, change, f"{difference.p_adjusted:.2g}", f"{difference.effect_size:+.1f}")
