@@ -318,9 +318,12 @@ def _episode_accuracies(run: Run, metric: str) -> np.ndarray:
 
 
 def effect_size(changes: np.ndarray) -> float:
-    """Hedges' g of paired values: mean over standard deviation of the differences, corrected for few pairs."""
+    """Hedges' g of paired values: mean over standard deviation of the differences, corrected for few pairs.
+
+    NaN for two pairs, where the correction leaves nothing, and for differences that are all the same.
+    """
     n, spread = len(changes), float(np.std(changes, ddof=1))
-    if spread <= 1e-12:
+    if n < 3 or spread <= 1e-12:
         return float("nan")
     return float(np.mean(changes)) / spread * (1 - 3 / (4 * (n - 1) - 1))
 

@@ -90,7 +90,8 @@ def _row(block: Block, group: Group, difference: Difference | None) -> tuple[str
         return (group.label, mean, "baseline", "", "")
     scale, pair = 100 if is_share(block.metric) else 1, difference.pair
     change = f"{scale * pair.difference:+.3g} ({scale * pair.low:+.3g} to {scale * pair.high:+.3g})"
-    return (group.label, mean, change, f"{difference.p_adjusted:.2g}", f"{difference.effect_size:+.1f}")
+    effect = "" if np.isnan(difference.effect_size) else f"{difference.effect_size:+.1f}"
+    return (group.label, mean, change, f"{difference.p_adjusted:.2g}", effect)
 
 
 def plus_minus(block: Block, group: Group, metric: str) -> str:

@@ -54,6 +54,7 @@ def test_holm_agrees_with_a_slow_one() -> None:
     slow = [max((4 - k) * q for k, q in enumerate(sorted(p)) if q <= own) for own in p]
     assert holm(p) == pytest.approx([min(value, 1) for value in slow])
     assert np.isnan(effect_size(np.array([0.1, 0.1, 0.1])))
+    assert np.isnan(effect_size(np.array([0.1, 0.3])))
 
 
 def test_groups_are_named_by_what_differs_and_where_the_data_lie_does_not() -> None:
