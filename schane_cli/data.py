@@ -1,7 +1,11 @@
 """Datasets by name, folder, list or container, as train / val / test image sets whose splits never share an image."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from schane_cli import cifar, imagenet
 from schane_cli.containers import huggingface_parts, webdataset_parts
@@ -13,9 +17,29 @@ from schane_cli.readers import READERS
 from schane_cli.recipe import DataRecipe
 from schane_cli.splits import FewshotSplits, Splits, complete, cut_train, fewshot_splits
 
-__all__ = ["FewshotSplits", "ImageSet", "Splits", "load_fewshot_splits", "load_splits", "read_image", "source_parts"]
+__all__ = [
+    "FewshotSplits",
+    "ImageSet",
+    "Splits",
+    "load_fewshot_splits",
+    "load_splits",
+    "read_image",
+    "reading_once",
+    "source_parts",
+]
 
 _CIFAR_SPLIT_IMAGES = 600
+_readers: dict[Callable[[DataRecipe], Any], Callable[[DataRecipe], Any]] = {}  # with a memory, inside reading_once
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Inside, splits that are asked for again are not read again: several seeds, the trials of a study."""
+    _readers.update({read: lru_cache(maxsize=1)(read) for read in (_read_splits, _read_fewshot_splits)})
+    try:
+        yield
+    finally:
+        _readers.clear()
 
 
 def load_splits(recipe: DataRecipe) -> Splits:
@@ -24,6 +48,10 @@ def load_splits(recipe: DataRecipe) -> Splits:
     Raises:
         BadRequest: unknown dataset, files missing, an empty class folder, a corrupt image, a few-shot dataset.
     """
+    return _readers.get(_read_splits, _read_splits)(recipe)
+
+
+def _read_splits(recipe: DataRecipe) -> Splits:
     if recipe.dataset in DATASETS and DATASETS[recipe.dataset].fewshot:
         raise BadRequest(
             f"{recipe.dataset} is a few-shot dataset, whose splits share no class; use `schane fewshot --dataset "
@@ -86,6 +114,10 @@ def load_fewshot_splits(recipe: DataRecipe) -> FewshotSplits:
     Raises:
         BadRequest: unknown dataset, files missing, too few classes or images.
     """
+    return _readers.get(_read_fewshot_splits, _read_fewshot_splits)(recipe)
+
+
+def _read_fewshot_splits(recipe: DataRecipe) -> FewshotSplits:
     parts = source_parts(recipe.dataset, recipe.root)
     if recipe.dataset not in DATASETS or not DATASETS[recipe.dataset].fewshot:
         return fewshot_splits(_split_by_class(recipe.dataset, parts), recipe, [])

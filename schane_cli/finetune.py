@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schane_cli.checkpoint import read_checkpoint
-from schane_cli.data import ImageSet, load_splits
+from schane_cli.data import ImageSet, load_splits, reading_once
 from schane_cli.errors import BadRequest
 from schane_cli.evaluate import recipe_label, score
 from schane_cli.metrics import mean_over_seeds
@@ -67,6 +67,7 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
+@reading_once()
 def finetune_seeds(
     recipe: Recipe, seeds: Sequence[int], *, out: Path | None, terminal: Terminal, resume: Path | None = None
 ) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from schane_cli.compare import make_run
-from schane_cli.data import load_fewshot_splits, load_splits
+from schane_cli.data import load_fewshot_splits, load_splits, reading_once
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.fewshot import fewshot
 from schane_cli.finetune import finetune, run_or_resume
@@ -20,6 +20,7 @@ from schane_cli.terminal import Terminal
 POLL_SECONDS = 5.0  # while other workers run the last trials
 
 
+@reading_once()
 def study(
     path: Path,
     *,

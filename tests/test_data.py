@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from schane_cli import data
 from schane_cli import images as images_module
 from schane_cli.cifar import cifar100
 from schane_cli.data import ImageSet, Splits, load_fewshot_splits, load_splits, read_image
@@ -539,3 +540,15 @@ def test_a_backbone_that_has_seen_the_test_classes_is_named(
 ) -> None:
     note = seen_classes_note(backbone, weights, dataset)
     assert note is None if said is None else note is not None and said in note
+
+
+def test_a_study_reads_its_images_once_and_other_calls_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    read = data.source_parts
+    monkeypatch.setattr(data, "source_parts", lambda name, root: asked.append(name) or read(name, root))
+    with data.reading_once():
+        first = load_splits(DataRecipe(dataset="digits"))
+        assert load_splits(DataRecipe(dataset="digits")) is first
+        assert load_splits(DataRecipe(dataset="digits", train_per_class=5)) is not first
+    assert load_splits(DataRecipe(dataset="digits")) is not first
+    assert asked == ["digits"] * 3
