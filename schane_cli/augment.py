@@ -57,6 +57,14 @@ class TrainViews(Dataset):
         return views.view(len(items), self.views, *views.shape[1:]), labels, torch.from_numpy(indices)
 
 
+class _SingleView(TrainViews):
+    """The first view alone: batches (uint8 (B, 3, S, S), labels (B,), indices (B,))."""
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
+        views, labels, indices = super().__getitems__(items)
+        return views[:, 0], labels, indices
+
+
 # An image as the model is to see it, uint8 (3, S, S), and its index, to the same image damaged.
 Damage = Callable[[torch.Tensor, int], torch.Tensor]
 
@@ -171,6 +179,29 @@ def eval_loader(
     """Batches (uint8 (B, 3, S, S), labels (B,), indices (B,)) in order, over all images or over `indices`."""
     order = list(range(len(images))) if indices is None else [int(i) for i in indices]
     dataset = EvalViews(images, transform, damage)
+    return _Loader(
+        dataset,
+        batch_size=batch_size,
+        sampler=order,
+        num_workers=workers,
+        generator=_own_generator(),
+        collate_fn=_as_it_is,
+    )
+
+
+def view_loader(
+    images: ImageSet,
+    transform: RandomViews,
+    *,
+    seed: int,
+    number: int,
+    batch_size: int,
+    workers: int,
+    indices: np.ndarray,
+) -> DataLoader:
+    """As `eval_loader`, of one random view of each image: the one that training draws by `seed` in epoch `number`."""
+    order = [(number, int(index)) for index in indices]
+    dataset = _SingleView(images, transform, views=1, seed=seed)
     return _Loader(
         dataset,
         batch_size=batch_size,

@@ -13,14 +13,13 @@ import pandas as pd
 import torch
 
 from schane_cli import quality
-from schane_cli.augment import worker_count
 from schane_cli.bootstrap import Floats, Ints
 from schane_cli.data import ImageSet
 from schane_cli.embed_input import read_embeddings
 from schane_cli.embed_tables import predictions, write_npy, write_table
 from schane_cli.errors import BadRequest, nearest
 from schane_cli.evaluate import recipe_label, select_images
-from schane_cli.feature_store import FeatureStore, feature_store, fill
+from schane_cli.feature_store import FeatureStore, stored_features
 from schane_cli.models import Loaded, load_checkpoint
 from schane_cli.projection2d import PrincipalComponents, principal_components, tsne
 from schane_cli.quality import EmbeddingAnalysis, Figure, FigureDifference
@@ -297,20 +296,10 @@ def _extract(job: Job, number: int) -> tuple[FeatureStore, dict[str, float]]:
     """Every output of a checkpoint for every image, from the cache where it is there, and what it took."""
     loaded, recipe, images, terminal = job.loaded[number], job.recipes[number], job.images, job.terminal
     terminal.say(f"checkpoint {loaded.path} (epoch {loaded.progress['epoch']:g}, {loaded.recipe.model.backbone})")
-    store = feature_store(loaded, images, device=job.device, amp=recipe.train.amp)
-    lacking = sum(store.slices()[block].stop - store.slices()[block].start for block in store.missing())
     started = time.perf_counter()
-    with terminal.task("extracting", len(images), "img", done=len(images) - lacking) as task:
-        fill(
-            store,
-            loaded,
-            images,
-            device=job.device,
-            batch_size=recipe.train.chunk_size or recipe.train.batch_size,
-            workers=worker_count(recipe.data, images),
-            amp=recipe.train.amp,
-            task=task,
-        )
+    store, lacking = stored_features(
+        loaded, images, recipe, device=job.device, amp=recipe.train.amp, terminal=terminal, told="extracting"
+    )
     seconds = time.perf_counter() - started
     if lacking < len(images):
         terminal.say(f"           {len(images) - lacking} of {len(images)} images from {store.folder}")

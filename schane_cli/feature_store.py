@@ -8,7 +8,7 @@ a file system they share) each makes every world-size-th block.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,24 +18,35 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from schane_cli.augment import eval_loader, eval_transform
+from schane_cli.augment import Batch, eval_loader, eval_transform, train_transform, view_loader, worker_count
 from schane_cli.bootstrap import Floats, Ints
 from schane_cli.data import ImageSet
 from schane_cli.features import autocast, normalise
-from schane_cli.models import Loaded, Outputs
+from schane_cli.models import Loaded, Outputs, place
+from schane_cli.recipe import AugmentRecipe, Recipe
 from schane_cli.run import RESULTS, rank, same_everywhere, world_size
-from schane_cli.terminal import Task
+from schane_cli.terminal import Task, Terminal
 
 BLOCK = 4096  # images a file: 31 MB for the three outputs of a ViT-B with 1,000 classes
 
 
 @dataclass(frozen=True)
+class RandomView:
+    """Random training view `number` of `seed` of each image, in place of the image as it is evaluated."""
+
+    augment: AugmentRecipe
+    seed: int
+    number: int
+
+
+@dataclass(frozen=True)
 class FeatureStore:
-    """The outputs of one checkpoint for the `n_images` of a set, in blocks of `block` images."""
+    """The outputs of one checkpoint for the `n_images` of a set, or a random view of each, in blocks of `block`."""
 
     folder: Path
     n_images: int
     block: int
+    view: RandomView | None = None
 
     def file(self, number: int) -> Path:
         """The file of block `number`."""
@@ -79,12 +90,42 @@ class FeatureStore:
         return np.concatenate(parts)
 
 
-def feature_store(loaded: Loaded, images: ImageSet, *, device: torch.device, amp: str) -> FeatureStore:
+def stored_features(
+    loaded: Loaded,
+    images: ImageSet,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    amp: str,
+    terminal: Terminal,
+    told: str,
+    view: RandomView | None = None,
+) -> tuple[FeatureStore, int]:
+    """The filled store of this checkpoint and these images, and how many of them it lacked; `told` names the bar."""
+    store = feature_store(loaded, images, device=device, amp=amp, view=view)
+    lacking = sum(store.slices()[block].stop - store.slices()[block].start for block in store.missing())
+    with terminal.task(told, len(images), "img", done=len(images) - lacking) as task:
+        fill(
+            store,
+            loaded,
+            images,
+            device=device,
+            batch_size=recipe.train.chunk_size or recipe.train.batch_size,
+            workers=worker_count(recipe.data, images),
+            amp=amp,
+            task=task,
+        )
+    return store, lacking
+
+
+def feature_store(
+    loaded: Loaded, images: ImageSet, *, device: torch.device, amp: str, view: RandomView | None = None
+) -> FeatureStore:
     """Where the outputs of this checkpoint for these images lie, or will lie."""
     with loaded.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
-    digest.update(repr((images.fingerprint(), loaded.input, device.type, amp, BLOCK)).encode())
-    return FeatureStore(RESULTS / "cache" / f"features-{digest.hexdigest()[:40]}", len(images), BLOCK)
+    digest.update(repr((images.fingerprint(), loaded.input, device.type, amp, BLOCK, view)).encode())
+    return FeatureStore(RESULTS / "cache" / f"features-{digest.hexdigest()[:40]}", len(images), BLOCK, view)
 
 
 @torch.no_grad()
@@ -105,11 +146,9 @@ def fill(
     store.folder.mkdir(parents=True, exist_ok=True)
     slices = store.slices()
     indices = np.concatenate([np.arange(slices[b].start, slices[b].stop) for b in own]) if own else np.empty(0, int)
-    transform = eval_transform(loaded.input.size, loaded.input.crop_pct)
-    loader = eval_loader(images, transform, batch_size=batch_size, workers=workers, indices=indices)
-    model = loaded.model.to(device).eval()
+    model = place(loaded.model, device).eval()
     waiting: list[Outputs] = []
-    for pixels, _, _ in loader:
+    for pixels, _, _ in _pixels(store.view, loaded, images, indices, batch_size, workers):
         with autocast(device, amp):
             outputs = model(normalise(pixels, loaded.input, device))
         waiting.append(Outputs(*(tensor.float().cpu() for tensor in outputs)))
@@ -120,6 +159,24 @@ def fill(
             waiting = _write(store.file(number), waiting, slices[number].stop - slices[number].start)
     if world_size() > 1:
         dist.barrier()
+
+
+def _pixels(
+    view: RandomView | None, loaded: Loaded, images: ImageSet, indices: np.ndarray, batch_size: int, workers: int
+) -> Iterable[Batch]:
+    size = loaded.input.size
+    if view is None:
+        transform = eval_transform(size, loaded.input.crop_pct)
+        return eval_loader(images, transform, batch_size=batch_size, workers=workers, indices=indices)
+    return view_loader(
+        images,
+        train_transform(view.augment, size),
+        seed=view.seed,
+        number=view.number,
+        batch_size=batch_size,
+        workers=workers,
+        indices=indices,
+    )
 
 
 def _write(path: Path, waiting: list[Outputs], size: int) -> list[Outputs]:

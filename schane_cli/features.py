@@ -7,10 +7,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from schane_cli.augment import Damage, TrainViews, eval_loader, eval_transform, train_transform
+from schane_cli.augment import Damage, eval_loader, eval_transform
 from schane_cli.data import ImageSet
 from schane_cli.models import InputSpec, Outputs, SchaneModel
-from schane_cli.recipe import AugmentRecipe
 from schane_cli.run import rank, world_size
 from schane_cli.terminal import Task
 
@@ -75,32 +74,6 @@ def extract(
     columns = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else []
     embedding, projection, logits = _gather(columns, own, len(images))
     return Features(embedding, projection, logits, torch.from_numpy(images.labels))
-
-
-@torch.no_grad()
-def extract_views(
-    model: SchaneModel,
-    images: ImageSet,
-    spec: InputSpec,
-    *,
-    augment: AugmentRecipe,
-    copies: int,
-    seed: int,
-    device: torch.device,
-    batch_size: int,
-    task: Task | None = None,
-) -> torch.Tensor:
-    """Embeddings (copies, n, d) of random training views of every image, float32 on the CPU."""
-    dataset = TrainViews(images, train_transform(augment, spec.size), views=copies, seed=seed)
-    parts = []
-    for start in range(0, len(images), max(batch_size // copies, 1)):
-        items = [(0, index) for index in range(start, min(start + max(batch_size // copies, 1), len(images)))]
-        views, _, _ = dataset.__getitems__(items)
-        embedding = _embed(model, views.flatten(0, 1), spec, device, "off").embedding
-        parts.append(embedding.view(len(items), copies, -1))
-        if task is not None:
-            task.advance(len(items))
-    return torch.cat(parts).transpose(0, 1).contiguous()
 
 
 def _embed(model: SchaneModel, pixels: torch.Tensor, spec: InputSpec, device: torch.device, amp: str) -> Outputs:

@@ -3,27 +3,26 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 
 from schane_cli.classifiers import CLASSIFIERS, TRANSDUCTIVE, evaluate_episodes
 from schane_cli.data import load_fewshot_splits
 from schane_cli.episodes import Episodes, disjoint_episodes, draw_episodes, mean_ci95, paired_comparison
 from schane_cli.errors import BadRequest, nearest
 from schane_cli.evaluate import recipe_label
-from schane_cli.features import extract, extract_views
+from schane_cli.feature_store import RandomView, stored_features
+from schane_cli.features import extract
 from schane_cli.finetune import announce, describe, prepare, train
 from schane_cli.imagenet import seen_classes_note
 from schane_cli.images import ImageSet
 from schane_cli.models import Loaded, SchaneModel, load_checkpoint
 from schane_cli.recipe import FewshotRecipe, Recipe, build_recipe
-from schane_cli.run import RESULTS, RunFolder, new_run_path, pick_device, plain, rank
+from schane_cli.run import RunFolder, new_run_path, pick_device, plain, rank
 from schane_cli.splits import FewshotSplits
 from schane_cli.terminal import Terminal
 from schane_cli.training import Job
@@ -34,12 +33,15 @@ SELECTION_EPISODES = 200  # on the val classes, after each epoch of base trainin
 
 @dataclass(frozen=True)
 class Entrant:
-    """One checkpoint's embeddings of the novel images: `plain` (n, d), `copies` (c, n, d) or None, mean of the base."""
+    """One checkpoint's embeddings of the novel images: `plain` (n, d), `copies` (c, n, d), `base_mean` (d,).
+
+    `copies` are None where the protocol has none, and `base_mean`, of the base classes, where no classifier wants it.
+    """
 
     name: str
     plain: torch.Tensor
     copies: torch.Tensor | None
-    base_mean: torch.Tensor
+    base_mean: torch.Tensor | None
 
 
 def fewshot(
@@ -188,49 +190,28 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 def entrant(loaded: Loaded, splits: FewshotSplits, recipe: Recipe, terminal: Terminal) -> Entrant:
     """The checkpoint's embeddings, each image (and each random copy) through the backbone once, kept on disk."""
-    name = loaded.path.parent.parent.name if loaded.path.parent.name == "checkpoints" else loaded.path.stem
-    plain_features = cached_features(loaded, splits.novel, recipe, 0, terminal)[0]
-    base_mean = cached_features(loaded, splits.base_val, recipe, 0, terminal)[0].mean(0)
-    copies = recipe.fewshot.support_copies
-    augmented = cached_features(loaded, splits.novel, recipe, copies, terminal) if copies else None
-    return Entrant(name, plain_features, augmented, base_mean)
+    settings = recipe.fewshot
+    views = [RandomView(recipe.augment, settings.episode_seed, number) for number in range(settings.support_copies)]
+    copies = [embeddings(loaded, splits.novel, recipe, terminal, view) for view in views]
+    wants_base = "simpleshot" in settings.classifier
+    return Entrant(
+        name=loaded.path.parent.parent.name if loaded.path.parent.name == "checkpoints" else loaded.path.stem,
+        plain=embeddings(loaded, splits.novel, recipe, terminal),
+        copies=torch.stack(copies) if copies else None,
+        base_mean=embeddings(loaded, splits.base_val, recipe, terminal).mean(0) if wants_base else None,
+    )
 
 
-def cached_features(loaded: Loaded, images: ImageSet, recipe: Recipe, copies: int, terminal: Terminal) -> torch.Tensor:
-    """Embeddings (copies or 1, n, d) from the cache, or extracted and cached.
-
-    The key is the content of the checkpoint file, of the images, and all that shapes the pixels: a change of any of
-    them is another key, so nothing stale is ever served.
-    """
-    shape = (loaded.input, copies, recipe.augment.model_dump() if copies else None, recipe.fewshot.episode_seed)
-    key = sha256(loaded.path.read_bytes() + images.fingerprint().encode() + repr(shape).encode()).hexdigest()
-    file = RESULTS / "cache" / f"{key}.safetensors"
-    if file.is_file():
-        return load_file(file)["embedding"]
+def embeddings(
+    loaded: Loaded, images: ImageSet, recipe: Recipe, terminal: Terminal, view: RandomView | None = None
+) -> torch.Tensor:
+    """Embeddings (n, d) of the images, or of a random view of each, in full precision; stored ones where there are."""
+    told = f"embedding {images.split}" + (f", copy {view.number + 1}" if view else "")
     device = pick_device(recipe.device)
-    batch_size = recipe.train.chunk_size or recipe.train.batch_size
-    model, spec = loaded.model.to(device), loaded.input
-    with terminal.task(f"embedding {images.split}" + (f" x{copies}" if copies else ""), len(images), "img") as task:
-        if copies:
-            found = extract_views(
-                model,
-                images,
-                spec,
-                augment=recipe.augment,
-                copies=copies,
-                seed=recipe.fewshot.episode_seed,
-                device=device,
-                batch_size=batch_size,
-                task=task,
-            )
-        else:
-            outputs = extract(model, images, spec, device=device, batch_size=batch_size, workers=0, task=task)
-            found = outputs.embedding.unsqueeze(0)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".tmp{rank()}")
-    save_file({"embedding": found}, temporary)
-    temporary.replace(file)
-    return found
+    store, _ = stored_features(
+        loaded, images, recipe, device=device, amp="off", terminal=terminal, told=told, view=view
+    )
+    return torch.from_numpy(store.rows("embedding", np.arange(len(images))))
 
 
 def _accuracies(one: Entrant, episodes: Episodes, classifier: str, recipe: Recipe, task: Any = None) -> np.ndarray:

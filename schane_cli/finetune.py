@@ -36,6 +36,10 @@ def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Pa
         SchaneError: a run that failed on the way.
     """
     started = time.perf_counter()
+    if recipe.train.epochs == 0:
+        raise BadRequest(
+            "train.epochs 0 leaves the classifier untrained; only schane fewshot, which needs none, takes it"
+        )
     splits = load_splits(recipe.data)
     job = prepare(recipe, splits.train, splits.val, "finetune", out=out, terminal=terminal, resume=resume)
     announce(job, splits.notes, splits.test)

@@ -266,6 +266,13 @@ def is_convnet(model: SchaneModel) -> bool:
     return kinds.count(nn.Conv2d) > 4 and not any(kind is nn.MultiheadAttention for kind in kinds)
 
 
+def place(model: SchaneModel, device: torch.device) -> SchaneModel:
+    """The model on the device; a convnet in channels_last, twice as fast there (but not on Apple's GPUs)."""
+    if device.type == "mps" or not is_convnet(model):
+        return model.to(device)
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 @dataclass
 class Loaded:
     """A checkpoint brought back to life."""

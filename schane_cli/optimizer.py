@@ -46,7 +46,7 @@ def make_scheduler(
     return create_scheduler_v2(
         optimizer,
         "cosine",
-        num_epochs=total_steps - warmup,
+        num_epochs=max(total_steps - warmup, 1),
         warmup_epochs=warmup,
         warmup_prefix=True,
         min_lr=settings.min_lr,

@@ -81,7 +81,7 @@ class LossRecipe(_Section):
 class TrainRecipe(_Section):
     """The optimisation. Defaults follow the release, with the learning rate scaled to a batch of 128 images."""
 
-    epochs: int = Field(50, ge=1, description="passes over the training images")
+    epochs: int = Field(50, ge=0, description="passes over the training images; 0: weights as they are, in few-shot")
     batch_size: int = Field(128, ge=1, description="images per step over all processes, before views")
     optimizer: str = Field("adamw", description="any optimizer of timm's factory")
     lr: float = Field(1e-4, gt=0, description="peak learning rate")

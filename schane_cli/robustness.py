@@ -15,7 +15,7 @@ from schane_cli.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from schane_cli.data import ImageSet, load_splits
 from schane_cli.errors import BadRequest
 from schane_cli.features import Features, extract
-from schane_cli.models import Loaded
+from schane_cli.models import Loaded, place
 from schane_cli.recipe import Recipe
 from schane_cli.terminal import Task, Terminal
 
@@ -37,7 +37,7 @@ def outputs(
     """What the checkpoint makes of an image set, batched as its recipe says."""
     recipe = loaded.recipe
     return extract(
-        loaded.model.to(device),
+        place(loaded.model, device),
         images,
         loaded.input,
         device=device,

@@ -25,7 +25,7 @@ from schane_cli.errors import BadRequest, SchaneError, nearest
 from schane_cli.features import autocast, extract, normalise
 from schane_cli.gradient import cached_backward, chunk_backward, largest_fitting, make_batch, whole_backward
 from schane_cli.interruption import Interrupted, StopSignal
-from schane_cli.models import InputSpec, Outputs, SchaneModel, freeze, is_convnet, pack
+from schane_cli.models import InputSpec, Outputs, SchaneModel, freeze, pack, place
 from schane_cli.objective import LossParts, Objective
 from schane_cli.optimizer import make_optimizer, make_scheduler
 from schane_cli.recipe import Recipe, TrainRecipe
@@ -116,10 +116,7 @@ class Trainer:
         freeze(job.model, self.recipe.model.freeze)
         if self.recipe.loss.name == "ce":
             job.model.projection.requires_grad_(False)
-        self.channels_last = self.device.type != "mps" and is_convnet(job.model)
-        self.model = job.model.to(self.device)
-        if self.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = place(job.model, self.device)
         if settings.sharding == "fsdp":
             shard(self.model, self.model.backbone, self.device)
         width = self.recipe.model.projection_dim or self.model.embedding_dim
@@ -178,6 +175,8 @@ class Trainer:
         total, per_epoch = self.sampler.total_steps, self.sampler.steps_per_epoch
         self.trackers = Trackers(self.recipe.train.trackers if rank() == 0 else (), self.job.run.path, self.recipe)
         bar = self.job.terminal.task("training", total, "step", done=self.step)
+        if total == 0:
+            self._end_epoch(0)
         with self._stop.caught(), closing(self.trackers), bar as task:
             started = last_save = time.perf_counter()
             for views, labels, indices in self._loader():
@@ -267,8 +266,6 @@ class Trainer:
 
     def _embed(self, model: nn.Module, rows: torch.Tensor) -> Outputs:
         images = normalise(rows, self.job.spec, self.device)
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.recipe.train.amp):
             return model(images)
 

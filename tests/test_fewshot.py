@@ -1,17 +1,20 @@
 """`schane fewshot` below the command line: selection on val classes, cached features, comparisons."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from schane_cli import fewshot as verb
+from schane_cli import feature_store as stores
 from schane_cli.data import load_fewshot_splits
 from schane_cli.errors import BadRequest
-from schane_cli.fewshot import base_job, cached_features, compare, distinct, draw_all, fewshot, seen_classes
-from schane_cli.models import load_checkpoint
+from schane_cli.fewshot import base_job, compare, distinct, draw_all, embeddings, entrant, fewshot, seen_classes
+from schane_cli.models import SchaneModel, build_model, load_checkpoint
 from schane_cli.recipe import build_recipe
+from schane_cli.run import seed_everything
 from schane_cli.terminal import Terminal
 from tests.jobs import tiny_recipe
 
@@ -23,14 +26,14 @@ FEW = {"fewshot__episodes": 30, "fewshot__queries": 5, "data__train_per_class": 
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fewshot") / "base"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verb, "RESULTS", out.parent)
+        patch.setattr(stores, "RESULTS", out.parent)
         fewshot([], tiny_recipe(**FEW), allow_seen_classes=False, out=out, terminal=QUIET)
     return out
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(stores, "RESULTS", tmp_path / "results")
 
 
 def test_base_and_novel_classes_share_nothing(base: Path) -> None:
@@ -44,34 +47,55 @@ def test_features_are_extracted_once_and_never_served_stale(base: Path, monkeypa
     recipe = tiny_recipe(**FEW)
     novel = load_fewshot_splits(recipe.data).novel
     loaded = load_checkpoint(base)
-    calls: list[int] = []
-    extract = verb.extract
-    monkeypatch.setattr(verb, "extract", lambda *a, **k: calls.append(1) or extract(*a, **k))
-    first = cached_features(loaded, novel, recipe, 0, QUIET)
-    assert torch.equal(cached_features(loaded, novel, recipe, 0, QUIET), first)
-    assert len(calls) == 1
+    seen: list[int] = []
+    forward = SchaneModel.forward
+    monkeypatch.setattr(SchaneModel, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
+    first = embeddings(loaded, novel, recipe, QUIET)
+    assert torch.equal(embeddings(loaded, novel, recipe, QUIET), first)
+    assert sum(seen) == len(novel)
     fewer = novel.only_classes([0, 1], "novel")
-    assert len(cached_features(loaded, fewer, recipe, 0, QUIET)[0]) == len(fewer)
-    assert len(calls) == 2
+    assert len(embeddings(loaded, fewer, recipe, QUIET)) == len(fewer)
+    assert sum(seen) == len(novel) + len(fewer)
     other = base.parent / "other.pt"
     content = torch.load(loaded.path, weights_only=True)
     content["state_dict"]["conv1.0.weight"] += 1
     torch.save(content, other)
-    changed = cached_features(load_checkpoint(other), novel, recipe, 0, QUIET)
-    assert len(calls) == 3
+    changed = embeddings(load_checkpoint(other), novel, recipe, QUIET)
+    assert sum(seen) == 2 * len(novel) + len(fewer)
     assert not torch.equal(changed, first)
 
 
 def test_random_copies_differ_from_each_other_and_repeat_by_their_seed(base: Path) -> None:
-    recipe = tiny_recipe(**FEW)
-    novel = load_fewshot_splits(recipe.data).novel.only_classes([0], "novel")
+    recipe = tiny_recipe(**FEW, fewshot__support_copies=3)
+    splits = load_fewshot_splits(recipe.data)
+    splits = replace(splits, novel=splits.novel.only_classes([0], "novel"))
     loaded = load_checkpoint(base)
-    copies = cached_features(loaded, novel, recipe, 3, QUIET)
-    assert copies.shape == (3, len(novel), loaded.model.embedding_dim)
+    copies = entrant(loaded, splits, recipe, QUIET).copies
+    assert copies is not None
+    assert copies.shape == (3, len(splits.novel), loaded.model.embedding_dim)
     assert not torch.allclose(copies[0], copies[1])
-    for file in (verb.RESULTS / "cache").iterdir():
-        file.unlink()
-    assert torch.equal(cached_features(loaded, novel, recipe, 3, QUIET), copies)
+    shutil.rmtree(stores.RESULTS / "cache")
+    again = entrant(loaded, splits, recipe, QUIET).copies
+    assert again is not None
+    assert torch.equal(again, copies)
+
+
+def test_the_mean_of_the_base_classes_is_there_for_the_classifier_that_wants_it(base: Path) -> None:
+    loaded, splits = load_checkpoint(base), load_fewshot_splits(tiny_recipe(**FEW).data)
+    assert entrant(loaded, splits, tiny_recipe(**FEW, fewshot__classifier=["centroid"]), QUIET).base_mean is None
+    found = entrant(loaded, splits, tiny_recipe(**FEW, fewshot__classifier=["simpleshot"]), QUIET).base_mean
+    assert found is not None
+    assert torch.equal(found, embeddings(loaded, splits.base_val, tiny_recipe(**FEW), QUIET).mean(0))
+
+
+def test_no_epochs_leave_the_weights_as_they_are(tmp_path: Path) -> None:
+    recipe = tiny_recipe(**{**FEW, "train__epochs": 0})
+    summary = fewshot([], recipe, allow_seen_classes=False, out=tmp_path / "before", terminal=QUIET)
+    assert (summary["best_epoch"], summary["views_forwarded"]) == (0, 0)
+    seed_everything(recipe.seed)
+    untouched = build_model(recipe.model, 5, recipe.data.image_size).state_dict()
+    found = load_checkpoint(tmp_path / "before").model.state_dict()
+    assert all(torch.equal(found[name], untouched[name]) for name in untouched)
 
 
 def test_a_checkpoint_that_has_seen_the_test_classes_is_refused_or_marked(base: Path) -> None:
@@ -113,8 +137,6 @@ def test_episodes_are_the_same_for_every_checkpoint_and_named_by_hash() -> None:
 
 
 def test_base_training_selects_on_the_val_classes_where_there_are_any(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     recipe = tiny_recipe(**FEW, fewshot__ways=2)
     splits = load_fewshot_splits(recipe.data)
     with_val = replace(

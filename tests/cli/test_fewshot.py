@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from schane_cli import fewshot as verb
+from schane_cli import feature_store as stores
 from schane_cli.recipe import PROTOCOLS
 from tests.cli.test_finetune import QUICK, run_cli
 
@@ -17,14 +17,14 @@ FAST = [*QUICK, "--set", "data.train_per_class=null", "--epochs", 1, "--episodes
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fewshot") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verb, "RESULTS", out.parent)
+        patch.setattr(stores, "RESULTS", out.parent)
         assert run_cli("fewshot", *FAST, "--shots", 5, "--out", out) == 0
     return out
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(stores, "RESULTS", tmp_path / "results")
 
 
 def test_with_no_checkpoint_it_trains_on_the_base_classes_and_scores_the_novel_ones(trained: Path) -> None:
