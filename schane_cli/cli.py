@@ -551,8 +551,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 
 def keep_freed_memory() -> None:
-    """Let glibc use freed memory again. By itself it returns every large tensor to the system and takes a page fault for
-    each 4 KiB of the next: a convnet's forward pass at 112 px took 1.9 times as long on a CPU, a training step 1.3."""
+    """Let glibc use freed memory again.
+
+    By itself it returns every large tensor to the system and takes a page fault for each 4 KiB of the next: a convnet's
+    forward pass at 112 px took 1.9 times as long on a CPU, a training step 1.3 times.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # other C libraries have none
         mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own for large blocks

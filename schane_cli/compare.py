@@ -4,7 +4,7 @@ import glob
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,16 @@ INDIFFERENT = {
     "train.sharding",
 }  # fmt: skip
 TRAIN_SET = ("data.dataset", "data.train_per_class", "data.train_on")
+NO_RUNS = {"embed", "study", "compare"}  # commands whose folders hold a summary.json too
 COST = ("train_seconds", "views_forwarded", "peak_memory_bytes", "energy_joules")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its recipe by dotted key, its figures by name, and the name of its group if a study gave one."""
+    """A finished run: its recipe by dotted key, its figures by name, and the name of its group if a study gave one.
+
+    `directions`: "higher", "lower" or "none" is better, for the figures whose name does not say it.
+    """
 
     path: str
     recipe: Mapping[str, Any]
@@ -36,6 +40,11 @@ class Run:
     identity: Mapping[str, str]
     seed: int
     label: str | None = None
+    directions: Mapping[str, str] = field(default_factory=dict)
+
+    def direction(self, metric: str) -> str:
+        """Which way a figure is better."""
+        return self.directions.get(metric, "lower" if better_is_lower(metric) else "higher")
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,10 @@ def compare_runs(runs: Sequence[Run], *, metric: str | None, baseline: str | Non
 
 
 def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """Every finished run in the folders, below them, or matched by a glob; notes name the unfinished."""
+    """Every finished run in the folders, below them, or matched by a glob; notes name the unfinished.
+
+    A run whose `embed` folder holds what `schane embed` made of it has those figures too.
+    """
     folders: dict[Path, None] = {}
     for given in paths:
         matched = [Path(name) for name in sorted(glob.glob(given))]
@@ -162,14 +174,25 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
             unfinished.append(str(folder))
             continue
         summary = json.loads((folder / "summary.json").read_text())
-        if "runs" not in summary:  # the parent of several seeds is no run of its own
+        if "runs" not in summary and summary.get("command") not in NO_RUNS:  # nor the parent of several seeds
             runs.append(_read_run(folder, summary))
     notes = [f"{len(unfinished)} unfinished left out: {', '.join(unfinished[:3])}"] if unfinished else []
     return runs, notes
 
 
 def _read_run(folder: Path, summary: Mapping[str, Any]) -> Run:
-    return make_run(str(folder), flatten(read_recipe(folder / "recipe.yaml")), summary)
+    run = make_run(str(folder), flatten(read_recipe(folder / "recipe.yaml")), summary)
+    file = folder / "embed" / "summary.json"
+    if not file.is_file():
+        return run
+    found = json.loads(file.read_text())
+    where = f"{found['split']} {found['layer']}, n={found['n']}"
+    figures = {f"{where}: {name}": figure for name, figure in found["checkpoints"][0]["figures"].items()}
+    return replace(
+        run,
+        figures={**run.figures, **{name: figure["value"] for name, figure in figures.items()}},
+        directions={name: figure["direction"] for name, figure in figures.items()},
+    )
 
 
 def make_run(path: str, recipe: Mapping[str, Any], summary: Mapping[str, Any], label: str | None = None) -> Run:
@@ -213,7 +236,7 @@ def _block(members: Sequence[Run], metric: str, baseline: str | None, common: bo
     first = _baseline(groups, baseline)
     others = [group for group in groups if group is not first]
     differences = _differences(first, others, metric, seeds)
-    sign = -1 if better_is_lower(metric) else 1
+    sign = -1 if members[0].direction(metric) == "lower" else 1
     ordered = sorted(groups, key=lambda group: -sign * float(np.mean(group.values(metric, seeds))))
     return Block(title, metric, tuple(seeds), tuple(ordered), tuple(differences), tuple(notes))
 
@@ -294,7 +317,7 @@ def _differences(first: Group, others: Sequence[Group], metric: str, seeds: Sequ
         changes = [scores[group.label] - scores[first.label] for group in others]
     else:
         return []
-    adjusted = holm([pair.p_value for pair in pairs])
+    adjusted, direction = holm([pair.p_value for pair in pairs]), first.runs[seeds[0]].direction(metric)
     return [
         Difference(
             group.label,
@@ -303,7 +326,7 @@ def _differences(first: Group, others: Sequence[Group], metric: str, seeds: Sequ
             unit,
             effect_size(change),
             p,
-            sentence(group.label, first.label, metric, pair, unit, p),
+            sentence(group.label, first.label, metric, direction, pair, unit, p),
         )
         for group, pair, change, p in zip(others, pairs, changes, adjusted, strict=True)
     ]
@@ -337,7 +360,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def sentence(label: str, baseline: str, metric: str, pair: PairedComparison, unit: str, p_adjusted: float) -> str:
+def sentence(
+    label: str, baseline: str, metric: str, direction: str, pair: PairedComparison, unit: str, p_adjusted: float
+) -> str:
     """`schane is better than ce by 1.20 points of test_accuracy (95 % interval ...)`, or that they are not told apart.
 
     A verdict needs Holm's adjusted p below 0.05: what one of many comparisons shows by chance is none.
@@ -348,7 +373,8 @@ def sentence(label: str, baseline: str, metric: str, pair: PairedComparison, uni
     how = f"paired over {pair.n_episodes} {unit}, p = {p_adjusted:.2g}"
     if p_adjusted >= 0.05:
         return f"{label} and {baseline} are not told apart: {change:+.3g}{points} of {metric} ({interval}, {how})"
-    verdict = "better" if (change > 0) != better_is_lower(metric) else "worse"
+    words = {"higher": ("worse", "better"), "lower": ("better", "worse"), "none": ("lower", "higher")}
+    verdict = words[direction][change > 0]
     return f"{label} is {verdict} than {baseline}: {change:+.3g}{points} of {metric} ({interval}, {how})"
 
 

@@ -77,11 +77,12 @@ def fewshot(
         training = describe(job, train(job, resume is not None))
         run, loaded, seen = job.run, [load_checkpoint(job.run.path)], {}
     notes = [*splits.notes, *pretraining_notes(loaded, recipe), *[note for note in seen.values() if note]]
-    for note in notes if checkpoints else notes[len(splits.notes) :]:
+    for note in splits.notes if checkpoints else ():
         terminal.say(note)
     entrants = [entrant(one, splits, recipe, terminal) for one in loaded]
     names = distinct([one.name for one in entrants])
-    results, correct = score_all(dict(zip(names, entrants, strict=True)), episodes, splits.novel, recipe, terminal)
+    named = dict(zip(names, entrants, strict=True))
+    results, correct = score_all(named, episodes, splits.novel, recipe, terminal)
     summary = {
         **training,
         "command": "fewshot",
@@ -89,6 +90,7 @@ def fewshot(
         "checkpoints": [str(one.path) for one in loaded],
         "ways": recipe.fewshot.ways,
         "queries": recipe.fewshot.queries,
+        "dirichlet": recipe.fewshot.dirichlet,
         "novel_classes": list(splits.novel.class_names),
         "novel_n": len(splits.novel),
         "test_sha256": splits.novel.identity(),
@@ -96,7 +98,7 @@ def fewshot(
         "notes": notes,
         "results": results,
         "comparisons": compare(names, correct, recipe),
-        "curve": curve(dict(zip(names, entrants, strict=True)), splits.novel, recipe, terminal),
+        "curve": curve(named, results, splits.novel, recipe, terminal),
         "total_seconds": time.perf_counter() - started,
         "run": str(run.path),
     }
@@ -108,20 +110,22 @@ def fewshot(
 
 def draw_all(novel: ImageSet, recipe: Recipe) -> dict[int, Episodes]:
     """The episodes for each number of shots."""
+    return {shots: draw(novel, recipe, shots) for shots in recipe.fewshot.shots}
+
+
+def draw(novel: ImageSet, recipe: Recipe, shots: int) -> Episodes:
+    """The recipe's episodes at a number of shots."""
     settings = recipe.fewshot
-    return {
-        shots: draw_episodes(
-            novel.labels,
-            n_way=settings.ways,
-            n_shot=shots,
-            n_query=settings.queries,
-            n_episodes=settings.episodes,
-            seed=settings.episode_seed,
-            dirichlet=settings.dirichlet,
-            class_names=novel.class_names,
-        )
-        for shots in settings.shots
-    }
+    return draw_episodes(
+        novel.labels,
+        n_way=settings.ways,
+        n_shot=shots,
+        n_query=settings.queries,
+        n_episodes=settings.episodes,
+        seed=settings.episode_seed,
+        dirichlet=settings.dirichlet,
+        class_names=novel.class_names,
+    )
 
 
 def check_classifiers(settings: FewshotRecipe) -> None:
@@ -315,21 +319,30 @@ def _compare_two(
     }
 
 
-def curve(entrants: Mapping[str, Entrant], novel: ImageSet, recipe: Recipe, terminal: Terminal) -> list[dict[str, Any]]:
-    """Accuracy against shots, for the picture: the first classifier, as many shots as the smallest class allows."""
-    settings = recipe.fewshot
-    room = int(np.bincount(novel.labels).min()) - settings.queries
-    shots_allowed = [shots for shots in CURVE_SHOTS if shots <= room]
-    rows = []
-    with terminal.task("accuracy by shots", len(entrants) * len(shots_allowed), "point") as task:
-        for shots in shots_allowed:
-            at = recipe.model_copy(update={"fewshot": settings.model_copy(update={"shots": (shots,)})})
-            drawn = draw_all(novel, at)[shots]
-            for name, one in entrants.items():
-                right = _accuracies(one, drawn, settings.classifier[0], recipe)
-                rows.append({"checkpoint": name, "shots": shots, **interval("accuracy", right)})
-                task.advance()
-    return rows
+def curve(
+    entrants: Mapping[str, Entrant],
+    results: Sequence[Mapping[str, Any]],
+    novel: ImageSet,
+    recipe: Recipe,
+    terminal: Terminal,
+) -> list[dict[str, Any]]:
+    """Accuracy against shots, for the picture: the results, and nearest centroid at as many shots as there is room for.
+
+    Nearest centroid costs the same at any number of shots; 20 shots of 5 copies each would take the logistic regression
+    a second an episode.
+    """
+    shown = ("checkpoint", "classifier", "shots", "accuracy", "accuracy_ci95", "accuracy_episodes")
+    rows = [{key: result[key] for key in shown} for result in results]
+    known = {(row["checkpoint"], row["shots"]) for row in rows if row["classifier"] == "centroid"}
+    room = int(np.bincount(novel.labels).min()) - recipe.fewshot.queries
+    lacking = [(name, n) for n in CURVE_SHOTS for name in entrants if n <= room and (name, n) not in known]
+    with terminal.task("accuracy by shots", len(lacking), "point") as task:
+        for name, shots in lacking:
+            right = _accuracies(entrants[name], draw(novel, recipe, shots), "centroid", recipe)
+            key = {"checkpoint": name, "classifier": "centroid", "shots": shots}
+            rows.append({**key, **interval("accuracy", right)})
+            task.advance()
+    return sorted(rows, key=lambda row: row["shots"])
 
 
 def write_tables(

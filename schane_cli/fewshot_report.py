@@ -20,29 +20,54 @@ def fewshot_report(run: Path, terminal: Terminal) -> None:
     rows = [_row(result, len(summary["checkpoints"]) > 1) for result in summary["results"]]
     title = f"{summary['dataset']}: {summary['ways']}-way few-shot on {len(summary['novel_classes'])} novel classes"
     shots = plots.save(plots.accuracy_by_shots(summary["curve"], summary["ways"]), run / "figures" / "shots.png")
-    per_class = pd.read_csv(run / "per_class.csv", dtype={"class": str}).sort_values("accuracy")
-    class_columns = ("class", "checkpoint", "shots", "classifier", "accuracy, %", "queries")
-    class_rows = [
-        (row["class"], row["checkpoint"], row["shots"], row["classifier"], f"{100 * row['accuracy']:.1f}", row["n"])
-        for _, row in per_class.iterrows()
-    ]
     told = [paragraph(pair["sentence"], "lead") for pair in summary["comparisons"]]
     content = page(
         title,
         [
-            section("Result", *told, html_table(COLUMNS, rows), paragraph(_legend(summary), "note")),
+            section(
+                "Result",
+                *(paragraph(line, "note") for line in header(summary)),
+                *told,
+                html_table(COLUMNS, rows),
+                paragraph(_legend(summary), "note"),
+            ),
             section("Accuracy by shots", picture(shots, "accuracy against the number of shots")),
-            section("Classes, hardest first", html_table(class_columns, class_rows)),
+            section("Classes, hardest first", html_table(*class_table(run))),
             section("Data", *(paragraph(note, "note") for note in summary["notes"])),
             provenance(run),
         ],
     )
     (run / "report.html").write_text(content)
+    for line in header(summary):
+        terminal.say(line)
     terminal.table(figures_table(title, rows, COLUMNS))
     terminal.say(_legend(summary))
     for pair in summary["comparisons"]:
         terminal.say(pair["sentence"])
     terminal.say(f"report: {run / 'report.html'}")
+
+
+def header(summary: dict[str, Any]) -> list[str]:
+    """What was scored: the images and their classes, and what the backbone may have seen of them."""
+    classes = summary["novel_classes"]
+    first = ", ".join(classes[:4]) + (", ..." if len(classes) > 4 else "")
+    seen = [note for note in summary["notes"] if note.startswith(("WARNING", "SEEN"))]
+    scored = f"scored    {summary['novel_n']} images of {len(classes)} test classes ({first})"
+    imbalance = summary["dirichlet"]
+    return [scored, *([f"          queries imbalanced by Dirichlet({imbalance:g})"] if imbalance else []), *seen]
+
+
+def class_table(run: Path) -> tuple[list[str], list[list[str]]]:
+    """Accuracy of each novel class, one row a class and one column a result, the lowest mean first: (columns, rows)."""
+    frame = pd.read_csv(run / "per_class.csv", dtype={"class": str})
+    keys = [key for key in ("checkpoint", "classifier", "shots") if key == "shots" or frame[key].nunique() > 1]
+    wide = frame.pivot_table(index="class", columns=keys, values="accuracy")
+    wide = wide.loc[wide.mean(axis=1).sort_values().index]
+    queries = frame.groupby("class")["n"].max()
+    titles = [", ".join(f"{part}-shot" if key == "shots" else str(part) for key, part in zip(keys, column, strict=True))
+              for column in wide.columns.to_frame().itertuples(index=False)]  # fmt: skip
+    rows = [[name, *(f"{100 * value:.1f}" for value in wide.loc[name]), str(queries[name])] for name in wide.index]
+    return ["class, %", *titles, "queries"], rows
 
 
 def _row(result: dict[str, Any], several: bool) -> tuple[str, ...]:

@@ -158,13 +158,15 @@ def class_color(label: int, n_classes: int) -> str:
 
 
 def accuracy_by_shots(rows: Sequence[Mapping[str, Any]], ways: int) -> Figure:
-    """Mean few-shot accuracy with its 95 % interval against the number of shots, one line a checkpoint."""
+    """Few-shot accuracy with its 95 % interval against the number of shots, one line a checkpoint and classifier."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5, 3.4), layout="constrained")
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
         axes = figure.subplots()
-        names = list(dict.fromkeys(row["checkpoint"] for row in rows))
-        for name in names:
-            own = [row for row in rows if row["checkpoint"] == name]
+        names = dict.fromkeys((row["checkpoint"], row["classifier"]) for row in rows)
+        several = len({checkpoint for checkpoint, _ in names}) > 1
+        for checkpoint, classifier in names:
+            name = f"{checkpoint}, {classifier}" if several else classifier
+            own = [row for row in rows if (row["checkpoint"], row["classifier"]) == (checkpoint, classifier)]
             value = 100 * np.array([row["accuracy"] for row in own])
             low, high = 100 * np.array([row["accuracy_ci95"] for row in own]).T
             bars = np.maximum([value - low, high - value], 0)

@@ -37,9 +37,7 @@ def test_the_paired_difference_agrees_with_scipy() -> None:
     assert (difference.pair.low, difference.pair.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
     change = OURS - CE
     assert difference.effect_size == pytest.approx(change.mean() / change.std(ddof=1) * (1 - 3 / (4 * 4 - 1)))
-    assert difference.sentence.startswith(
-        "schane is better than ce by" if False else "schane is better than ce: +2.6 points"
-    )
+    assert difference.sentence.startswith("schane is better than ce: +2.6 points")
 
 
 def test_less_is_better_of_a_loss_and_a_chance_difference_is_no_verdict() -> None:
@@ -129,6 +127,25 @@ def test_folders_of_seeds_are_compared_end_to_end(trained: Path, tmp_path: Path,
     assert names == {"compare.csv", "compare.md", "compare.tex", "figures", "report.html", "summary.json"}
     assert run_cli("compare", f"{trained}/*", "--out", tmp_path / "c") == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_the_figures_of_schane_embed_are_compared_over_seeds(trained: Path, tmp_path: Path, capsys) -> None:
+    for run in [trained / loss / f"s{seed}" for loss in ("ce", "schane") for seed in (0, 1)]:
+        assert run_cli("embed", run, "--points", 120, "--out", run / "embed") == 0
+    capsys.readouterr()
+    for figure, better in (("kNN accuracy, k=10", "higher"), ("alignment, within class", "lower")):
+        name = f"test embedding, n=120: {figure}"
+        out = tmp_path / better
+        assert run_cli("compare", f"{trained}/*", "--metric", name, "--json", "--out", out) == 0
+        (found,) = json.loads(capsys.readouterr().out)["blocks"]
+        means = [group[name] for group in found["groups"]]
+        assert means == sorted(means, reverse=better == "higher")
+        values = [_embedded(trained / "ce" / f"s{seed}", figure) for seed in (0, 1)]
+        assert {group["group"]: group[name] for group in found["groups"]}["ce"] == pytest.approx(np.mean(values))
+
+
+def _embedded(run: Path, figure: str) -> float:
+    return json.loads((run / "embed" / "summary.json").read_text())["checkpoints"][0]["figures"][figure]["value"]
 
 
 def test_another_split_is_refused(trained: Path, tmp_path: Path, capsys) -> None:
