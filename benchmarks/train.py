@@ -46,7 +46,7 @@ from schane_cli.training import Job, Trainer
 
 CPU_CASES = (("resnet18", 64, 32), ("vit_tiny_patch16_224", 96, 32))  # backbone, px, batch
 CUDA_CASES = (("beit3_base_patch16_224", 224, 128), ("resnet50", 224, 256))
-OBJECTIVE_CASES = (("resnet18", 64, 32), ("vit_tiny_patch16_224", 96, 32))
+OBJECTIVE_CASES = (("resnet18", 64, 32), ("vit_tiny_patch16_224", 96, 32), ("mobilenetv2_035", 48, 100))
 CLASSES = 10
 BFLOAT16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12}  # dense, the makers' sheets
 Block = Callable[[int], None]
@@ -221,7 +221,8 @@ def share_of_peak(trainer: Trainer, seconds: np.ndarray, device: torch.device) -
 
 
 def objective_cost(arguments: argparse.Namespace, device: torch.device, folder: Path) -> list[str]:
-    """A step of the full objective against a cross-entropy step, both on the same two views of a batch."""
+    """A step of the full objective against a cross-entropy step, both on the same two views of a batch, and the peak
+    memory of each in a process of its own."""
     rows = []
     for backbone, size, batch in CUDA_CASES if device.type == "cuda" else OBJECTIVE_CASES:
         images = images_in_memory(16 * batch, size)
@@ -232,7 +233,9 @@ def objective_cost(arguments: argparse.Namespace, device: torch.device, folder: 
         named = {name: ours(trainer, repeated(iter(trainer._loader()))) for name, trainer in trainers.items()}
         seconds = turns(named, arguments.rounds, arguments.steps, device)
         times = [f"{1e3 * np.median(seconds[name][:, 0]):.0f}" for name in ("schane", "ce")]
-        cells = [backbone, str(size), str(2 * batch), *times, *ratio(seconds["schane"], seconds["ce"])]
+        peaks = [peak_and_rest(backbone, size, batch, 0, loss)[0] for loss in ("schane", "ce")]
+        memory = [*(f"{peak:,.0f}" for peak in peaks), f"{peaks[0] / peaks[1]:.2f}"]
+        cells = [backbone, str(size), str(2 * batch), *times, *ratio(seconds["schane"], seconds["ce"]), *memory]
         rows.append(f"| {' | '.join(cells)} |")
         print(rows[-1], flush=True)
     return rows
@@ -261,11 +264,11 @@ def caching_cost(arguments: argparse.Namespace, device: torch.device, folder: Pa
     return rows
 
 
-def memory_of(backbone: str, size: int, batch: int, chunk: int | None) -> None:
-    """Print the peak and the resting memory in MiB of three steps of the full objective; run in its own process."""
+def memory_of(backbone: str, size: int, batch: int, chunk: int | None, loss: str) -> None:
+    """Print the peak and the resting memory in MiB of three steps; run in its own process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     values = recipe_of(backbone, size, batch, chunk_size=chunk).model_dump(mode="json")
-    recipe = build_recipe(values, {"loss.name": "schane", "augment.views": 2})
+    recipe = build_recipe(values, {"loss.name": loss, "augment.views": 2})
     images = images_in_memory(batch, size)
     with tempfile.TemporaryDirectory() as place:
         trainer = trainer_of(recipe, images, Path(place), device)
@@ -287,17 +290,22 @@ def _memory(device: torch.device, *, peak: bool) -> float:
 def memory_rows(backbone: str, size: int) -> list[str]:
     """Peak memory at batch 64, and at 1,024 in chunks of 64."""
     rows, first = [], None
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tensors go back to the system
     for batch, chunk in ((64, 0), (1024, 64)):
-        command = [sys.executable, __file__, "--memory-of", backbone, str(size), str(batch), str(chunk)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
-        peak, resting = map(float, said)
+        peak, resting = peak_and_rest(backbone, size, batch, chunk, "schane")
         first = first or (peak, peak - resting)
         cells = (backbone, size, batch, chunk or "whole", f"{peak:,.0f}", f"{peak / first[0]:.2f}",
                  f"{peak - resting:,.0f}", f"{(peak - resting) / first[1]:.2f}")  # fmt: skip
         rows.append(f"| {' | '.join(map(str, cells))} |")
         print(rows[-1], flush=True)
     return rows
+
+
+def peak_and_rest(backbone: str, size: int, batch: int, chunk: int, loss: str) -> tuple[float, float]:
+    """What `memory_of` prints in a process of its own; `chunk` 0: the batch whole."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tensors go back to the system
+    command = [sys.executable, __file__, "--memory-of", backbone, str(size), str(batch), str(chunk), loss]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+    return float(said[0]), float(said[1])
 
 
 def cpu_name() -> str:
@@ -329,8 +337,9 @@ def report(arguments: argparse.Namespace, device: torch.device, tables: list[lis
             "",
             "## A step of the full objective over a cross-entropy step, on the same forwarded images (target 1.05)",
             "",
-            "| backbone | px | images | schane ms | ce ms | ratio, wall | ratio, processor time |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            "| backbone | px | images | schane ms | ce ms | ratio, wall | ratio, processor time | schane peak MiB | ce "
+            "peak MiB | ratio |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
             *objective,
             "",
             "## Time of gradient caching: a step in chunks over the same step whole (one more forward pass)",
@@ -358,13 +367,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=4, help="steps in a block")
     parser.add_argument("--markdown", type=Path, help="write the tables here too")
-    parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory_of:
-        backbone, *numbers = arguments.memory_of
-        size, batch, chunk = map(int, numbers)
-        return memory_of(backbone, size, batch, chunk or None)
+        backbone, size, batch, chunk, loss = arguments.memory_of
+        return memory_of(backbone, int(size), int(batch), int(chunk) or None, loss)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as place:
