@@ -1,7 +1,7 @@
 """Views of images and the order they come in, both a pure function of the seed, so that a resumed run repeats them."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -178,15 +178,7 @@ def eval_loader(
 ) -> DataLoader:
     """Batches (uint8 (B, 3, S, S), labels (B,), indices (B,)) in order, over all images or over `indices`."""
     order = list(range(len(images))) if indices is None else [int(i) for i in indices]
-    dataset = EvalViews(images, transform, damage)
-    return _Loader(
-        dataset,
-        batch_size=batch_size,
-        sampler=order,
-        num_workers=workers,
-        generator=_own_generator(),
-        collate_fn=_as_it_is,
-    )
+    return _ordered(EvalViews(images, transform, damage), order, batch_size, workers)
 
 
 def view_loader(
@@ -201,7 +193,10 @@ def view_loader(
 ) -> DataLoader:
     """As `eval_loader`, of one random view of each image: the one that training draws by `seed` in epoch `number`."""
     order = [(number, int(index)) for index in indices]
-    dataset = _SingleView(images, transform, views=1, seed=seed)
+    return _ordered(_SingleView(images, transform, views=1, seed=seed), order, batch_size, workers)
+
+
+def _ordered(dataset: Dataset, order: Sequence[Any], batch_size: int, workers: int) -> DataLoader:
     return _Loader(
         dataset,
         batch_size=batch_size,
