@@ -301,3 +301,19 @@ def test_the_reference_numbers_on_cifar_fs_are_met(real_data: Path) -> None:
         mean, half = mean_ci95(scores.accuracies)
         assert abs(mean - expected) <= interval + half
         assert half == pytest.approx(interval, abs=0.001)
+
+
+@pytest.mark.parametrize("copies", [None, 3])
+def test_the_streamed_centroids_of_a_cpu_are_the_classifiers(copies: int | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 24, generator=generator)
+    augmented = None if copies is None else torch.randn(copies, 200, 24, generator=generator)
+    episodes = draw_episodes(np.arange(200) % 8, n_way=4, n_shot=3, n_query=5, n_episodes=37, seed=1)
+    given = {"augmented_support": augmented}
+    found = evaluate_episodes(features, episodes, classifier="centroid", **given)
+    sources = features.unsqueeze(0) if augmented is None else augmented
+    support = torch.cat([one[episodes.support] for one in sources], dim=2)  # (E, n_way, n_shot * copies, d)
+    slow = classify("centroid", support, features[episodes.query])
+    assert np.array_equal(found.predictions, slow.numpy())
+    few = evaluate_episodes(features, episodes, classifier="centroid", chunk=5, **given)
+    assert np.array_equal(few.predictions, found.predictions)
