@@ -31,7 +31,8 @@ COST = ("train_seconds", "views_forwarded", "peak_memory_bytes", "energy_joules"
 class Run:
     """A finished run: its recipe by dotted key, its figures by name, and the name of its group if a study gave one.
 
-    `directions`: "higher", "lower" or "none" is better, for the figures whose name does not say it.
+    `directions`: "higher", "lower" or "none" is better, for the figures whose name does not say it. `counts`: of how
+    many images or episodes a figure is.
     """
 
     path: str
@@ -41,6 +42,7 @@ class Run:
     seed: int
     label: str | None = None
     directions: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, str] = field(default_factory=dict)
 
     def direction(self, metric: str) -> str:
         """Which way a figure is better."""
@@ -93,6 +95,11 @@ class Block:
     groups: tuple[Group, ...]
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
+
+    @property
+    def count(self) -> str | None:
+        """`n = 10,000 images`: of what the metric is in every run."""
+        return self.groups[0].runs[self.seeds[0]].counts.get(self.metric)
 
     def table(self) -> pd.DataFrame:
         """One row a group: every shared figure with its interval, the paired difference, the cost."""
@@ -202,12 +209,16 @@ def make_run(path: str, recipe: Mapping[str, Any], summary: Mapping[str, Any], l
         for name, value in summary.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and not name.endswith("_n")
     }
+    images = {name: summary.get(f"{name.split('_')[0]}_n") for name in figures}
+    counts = {name: f"n = {n:,} images" for name, n in images.items() if n is not None}
     for result in summary.get("results", []):
         prefix = f"{result['checkpoint']}_" if len(summary["checkpoints"]) > 1 else ""
-        figures[f"{prefix}{result['shots']}shot_{result['classifier']}_accuracy"] = result["accuracy"]
+        name = f"{prefix}{result['shots']}shot_{result['classifier']}_accuracy"
+        figures[name], counts[name] = result["accuracy"], f"n = {result['accuracy_episodes']:,} episodes"
     identity = {name: value for name, value in summary.items() if name.endswith("_sha256") and isinstance(value, str)}
     identity |= {f"episodes_{shots}": value for shots, value in summary.get("episodes_sha256", {}).items()}
-    return Run(path, recipe, figures, identity, int(summary.get("seed", recipe.get("seed", 0))), label)
+    seed = int(summary.get("seed", recipe.get("seed", 0)))
+    return Run(path, recipe, figures, identity, seed, label, counts=counts)
 
 
 _NOT_FIGURES = {"seed", "epochs", "best_epoch", "ways", "queries", "novel_n", "images_per_second", "data_wait_percent"}
@@ -389,6 +400,7 @@ def as_json(blocks: Sequence[Block], notes: Sequence[str]) -> dict[str, Any]:
                     "title": block.title,
                     "metric": block.metric,
                     "seeds": list(block.seeds),
+                    "count": block.count,
                     "groups": block.table().to_dict("records"),
                     "sentences": [difference.sentence for difference in block.differences],
                     "notes": list(block.notes),

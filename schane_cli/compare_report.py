@@ -65,9 +65,9 @@ def show(block: Block, terminal: Terminal) -> None:
 
 
 def heading(block: Block) -> str:
-    """`cifar100, 20 images a class, 5 seeds`."""
+    """`cifar100, 20 images a class, 5 seeds, n = 10,000 images`."""
     n = len(block.seeds)
-    return f"{block.title}, {n} seed{'s' if n > 1 else ''}"
+    return ", ".join([block.title, f"{n} seed{'s' if n > 1 else ''}", *([block.count] if block.count else [])])
 
 
 def columns(block: Block) -> tuple[str, ...]:

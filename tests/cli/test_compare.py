@@ -96,6 +96,7 @@ def test_tables_in_markdown_and_latex_hold_the_same_cells() -> None:
     found = block(made("ce", CE) + made("schane", OURS))
     table = [line.strip("| ").split(" | ") for line in markdown([found]).splitlines() if line.startswith("| ")]
     assert [cell.strip() for cell in table[2]] == list(rows(found)[0])
+    assert markdown([found]).startswith("### made, 5 seeds, n = 100 images\n")
     body = latex([found]).splitlines()
     assert sum(line.endswith(r"\\") for line in body) == 3
     assert r"test\_accuracy, \%" in latex([found])
