@@ -23,6 +23,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from schane_cli.classifiers import CLASSIFIERS, evaluate_episodes, normalize_features
+from schane_cli.cli import keep_freed_memory
 from schane_cli.episodes import Episodes, draw_episodes
 
 N_EPISODES = 10_000
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--features", type=Path, default=None, help="torch file of (features (n, d), labels (n,))")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     if arguments.features is None:
         features, labels = made_features()
     else:
