@@ -77,7 +77,7 @@ def _tiled_centroid(
     shots = torch.from_numpy(support).flatten(0, 1)  # (E * n_way, n_shot)
     sums = torch.stack([F.embedding_bag(shots, one, mode="sum") for one in sources]).sum(dim=0)
     prototypes = sums.div_(len(sources) * support.shape[2]).view(*support.shape[:2], -1)
-    rows, few = features.numpy(), prototypes.numpy()
+    rows, few = features.detach().numpy(), prototypes.detach().numpy()
     products = np.empty((*few.shape[:2], index.shape[1]), rows.dtype)  # (E, n_way, q)
     tile = max(1, TILE_BYTES // (index.shape[1] * rows[0].nbytes))
     gathered = np.empty((tile, index.shape[1], rows.shape[1]), rows.dtype)
@@ -414,7 +414,8 @@ def evaluate_episodes(
     copies = None
     if augmented_support is not None:
         copies = normalize_features(augmented_support.to(device), normalize, base_mean)
-    tiled = classifier == "centroid" and device.type == "cpu" and not options
+    floats = plain.dtype in (torch.float32, torch.float64)  # what NumPy multiplies by BLAS
+    tiled = classifier == "centroid" and device.type == "cpu" and floats and not options
     gathered = episodes.support[0].size * (1 if copies is None else len(copies)) + episodes.query.shape[1]
     chunk = chunk or _default_chunk(plain, 4 * episodes.support.shape[1] if tiled else gathered)
     predictions = np.empty(episodes.query.shape, dtype=np.int16)

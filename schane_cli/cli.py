@@ -554,7 +554,8 @@ def keep_freed_memory() -> None:
     """Let glibc use freed memory again.
 
     By itself it returns every large tensor to the system and takes a page fault for each 4 KiB of the next: a convnet's
-    forward pass at 112 px took 1.9 times as long on a CPU, a training step 1.3 times.
+    forward pass at 112 px took 1.9 times as long on a CPU, a training step 1.3 times. The price is that a process keeps
+    what it needed at its highest.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # other C libraries have none

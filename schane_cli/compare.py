@@ -23,7 +23,6 @@ INDIFFERENT = {
     "train.sharding",
 }  # fmt: skip
 TRAIN_SET = ("data.dataset", "data.train_per_class", "data.train_on")
-NO_RUNS = {"embed", "study", "compare"}  # commands whose folders hold a summary.json too
 COST = ("train_seconds", "views_forwarded", "peak_memory_bytes", "energy_joules")
 
 
@@ -143,7 +142,8 @@ def compare_runs(runs: Sequence[Run], *, metric: str | None, baseline: str | Non
     if not runs:
         raise BadRequest("no finished run is there; a run has recipe.yaml and summary.json in its folder")
     known = shared_figures(runs)
-    metric = metric or next((name for name in ("test_accuracy", *known) if name in known), "")
+    reported = [name for name in known if name == "test_accuracy" or "shot_" in name]
+    metric = metric or next(iter([*reported, *known]), "")
     if metric not in known:
         raise BadRequest(
             f"not every run has the figure {metric!r}{nearest(metric, known)}; all have {', '.join(known)}"
@@ -181,7 +181,7 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
             unfinished.append(str(folder))
             continue
         summary = json.loads((folder / "summary.json").read_text())
-        if "runs" not in summary and summary.get("command") not in NO_RUNS:  # nor the parent of several seeds
+        if "runs" not in summary and summary.get("command") != "embed":  # the parent of several seeds is no run either
             runs.append(_read_run(folder, summary))
     notes = [f"{len(unfinished)} unfinished left out: {', '.join(unfinished[:3])}"] if unfinished else []
     return runs, notes
@@ -193,8 +193,14 @@ def _read_run(folder: Path, summary: Mapping[str, Any]) -> Run:
     if not file.is_file():
         return run
     found = json.loads(file.read_text())
-    where = f"{found['split']} {found['layer']}, n={found['n']}"
-    figures = {f"{where}: {name}": figure for name, figure in found["checkpoints"][0]["figures"].items()}
+    where = f"{found['dataset']} {found['split']} {found['layer']}, n={found['n']}"
+    own = [one for one in found["checkpoints"] if folder.resolve() in Path(one["checkpoint"]).resolve().parents]
+    figures = {
+        f"{where}: {name}": figure
+        for one in own
+        for name, figure in one["figures"].items()
+        if figure["value"] is not None
+    }
     return replace(
         run,
         figures={**run.figures, **{name: figure["value"] for name, figure in figures.items()}},
@@ -209,8 +215,9 @@ def make_run(path: str, recipe: Mapping[str, Any], summary: Mapping[str, Any], l
         for name, value in summary.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and not name.endswith("_n")
     }
-    images = {name: summary.get(f"{name.split('_')[0]}_n") for name in figures}
-    counts = {name: f"n = {n:,} images" for name, n in images.items() if n is not None}
+    splits = {"test"} if "results" in summary else {"test", "val"}  # few-shot's val accuracy may be over episodes
+    split_of = {name: split for name in figures if (split := name.split("_")[0]) in splits and f"{split}_n" in summary}
+    counts = {name: f"n = {summary[f'{split}_n']:,} images" for name, split in split_of.items()}
     for result in summary.get("results", []):
         prefix = f"{result['checkpoint']}_" if len(summary["checkpoints"]) > 1 else ""
         name = f"{prefix}{result['shots']}shot_{result['classifier']}_accuracy"
@@ -221,7 +228,9 @@ def make_run(path: str, recipe: Mapping[str, Any], summary: Mapping[str, Any], l
     return Run(path, recipe, figures, identity, seed, label, counts=counts)
 
 
-_NOT_FIGURES = {"seed", "epochs", "best_epoch", "ways", "queries", "novel_n", "images_per_second", "data_wait_percent"}
+_NOT_FIGURES = {
+    "seed", "epochs", "best_epoch", "ways", "queries", "dirichlet", "novel_n", "images_per_second", "data_wait_percent",
+}  # fmt: skip
 
 
 def shared_figures(runs: Iterable[Run]) -> list[str]:

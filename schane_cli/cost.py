@@ -1,6 +1,8 @@
 """What a stretch of work costs: peak memory of the device that does it, and energy where the machine counts it."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -32,7 +34,13 @@ class CostMeter:
 
 
 def _forget_peak() -> None:
-    """Linux restarts a process's peak when 5 is written here; elsewhere the peak is the process's whole life's."""
+    """Linux restarts a process's peak when 5 is written here; elsewhere the peak is the process's whole life's.
+
+    What earlier work has freed, and cli.keep_freed_memory has kept, goes back to the system first.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

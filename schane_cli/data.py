@@ -1,11 +1,9 @@
 """Datasets by name, folder, list or container, as train / val / test image sets whose splits never share an image."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from schane_cli import cifar, imagenet
 from schane_cli.containers import huggingface_parts, webdataset_parts
@@ -29,17 +27,18 @@ __all__ = [
 ]
 
 _CIFAR_SPLIT_IMAGES = 600
-_readers: dict[Callable[[DataRecipe], Any], Callable[[DataRecipe], Any]] = {}  # with a memory, inside reading_once
+_kept: dict[tuple[str, Path], dict[str, ImageSet]] | None = None  # the last source read, inside reading_once
 
 
 @contextmanager
 def reading_once() -> Iterator[None]:
-    """Inside, splits that are asked for again are not read again: several seeds, the trials of a study."""
-    _readers.update({read: lru_cache(maxsize=1)(read) for read in (_read_splits, _read_fewshot_splits)})
+    """Inside, a source that is asked for again is not read again: several seeds, the trials of a study."""
+    global _kept  # noqa: PLW0603 (the readers are functions)
+    _kept = {}
     try:
         yield
     finally:
-        _readers.clear()
+        _kept = None
 
 
 def load_splits(recipe: DataRecipe) -> Splits:
@@ -48,10 +47,6 @@ def load_splits(recipe: DataRecipe) -> Splits:
     Raises:
         BadRequest: unknown dataset, files missing, an empty class folder, a corrupt image, a few-shot dataset.
     """
-    return _readers.get(_read_splits, _read_splits)(recipe)
-
-
-def _read_splits(recipe: DataRecipe) -> Splits:
     if recipe.dataset in DATASETS and DATASETS[recipe.dataset].fewshot:
         raise BadRequest(
             f"{recipe.dataset} is a few-shot dataset, whose splits share no class; use `schane fewshot --dataset "
@@ -79,6 +74,15 @@ def source_parts(name: str, root: Path) -> dict[str, ImageSet]:
     Raises:
         BadRequest: unknown, missing or incomplete, or files that contradict each other.
     """
+    if _kept is None:
+        return _read_source(name, root)
+    if (name, root) not in _kept:
+        _kept.clear()  # two sources at once would take twice the memory
+        _kept[name, root] = _read_source(name, root)
+    return _kept[name, root]
+
+
+def _read_source(name: str, root: Path) -> dict[str, ImageSet]:
     for prefix, reader in (("folder:", folder_parts), ("csv:", csv_parts), ("wds/", webdataset_parts)):
         if name.startswith(prefix):
             return reader(name, Path(name.removeprefix(prefix)).expanduser())
@@ -114,10 +118,6 @@ def load_fewshot_splits(recipe: DataRecipe) -> FewshotSplits:
     Raises:
         BadRequest: unknown dataset, files missing, too few classes or images.
     """
-    return _readers.get(_read_fewshot_splits, _read_fewshot_splits)(recipe)
-
-
-def _read_fewshot_splits(recipe: DataRecipe) -> FewshotSplits:
     parts = source_parts(recipe.dataset, recipe.root)
     if recipe.dataset not in DATASETS or not DATASETS[recipe.dataset].fewshot:
         return fewshot_splits(_split_by_class(recipe.dataset, parts), recipe, [])

@@ -103,7 +103,8 @@ def stored_features(
 ) -> tuple[FeatureStore, int]:
     """The filled store of this checkpoint and these images, and how many of them it lacked; `told` names the bar."""
     store = feature_store(loaded, images, device=device, amp=amp, view=view)
-    lacking = sum(store.slices()[block].stop - store.slices()[block].start for block in store.missing())
+    slices = store.slices()
+    lacking = sum(slices[block].stop - slices[block].start for block in store.missing())
     with terminal.task(told, len(images), "img", done=len(images) - lacking) as task:
         fill(
             store,

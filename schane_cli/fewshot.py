@@ -76,7 +76,7 @@ def fewshot(
         announce(job, splits.notes, splits.novel)
         training = describe(job, train(job, resume is not None))
         run, loaded, seen = job.run, [load_checkpoint(job.run.path)], {}
-    notes = [*splits.notes, *pretraining_notes(loaded, recipe), *[note for note in seen.values() if note]]
+    may_have_seen = [*pretraining_notes(loaded, recipe), *(note for note in seen.values() if note)]
     for note in splits.notes if checkpoints else ():
         terminal.say(note)
     entrants = [entrant(one, splits, recipe, terminal) for one in loaded]
@@ -95,7 +95,8 @@ def fewshot(
         "novel_n": len(splits.novel),
         "test_sha256": splits.novel.identity(),
         "episodes_sha256": {str(shots): drawn.hash() for shots, drawn in episodes.items()},
-        "notes": notes,
+        "notes": splits.notes,
+        "seen": may_have_seen,
         "results": results,
         "comparisons": compare(names, correct, recipe),
         "curve": curve(named, results, splits.novel, recipe, terminal),
@@ -334,14 +335,18 @@ def curve(
     shown = ("checkpoint", "classifier", "shots", "accuracy", "accuracy_ci95", "accuracy_episodes")
     rows = [{key: result[key] for key in shown} for result in results]
     known = {(row["checkpoint"], row["shots"]) for row in rows if row["classifier"] == "centroid"}
-    room = int(np.bincount(novel.labels).min()) - recipe.fewshot.queries
-    lacking = [(name, n) for n in CURVE_SHOTS for name in entrants if n <= room and (name, n) not in known]
-    with terminal.task("accuracy by shots", len(lacking), "point") as task:
-        for name, shots in lacking:
-            right = _accuracies(entrants[name], draw(novel, recipe, shots), "centroid", recipe)
-            key = {"checkpoint": name, "classifier": "centroid", "shots": shots}
-            rows.append({**key, **interval("accuracy", right)})
-            task.advance()
+    settings = recipe.fewshot
+    most_queries = settings.queries * (settings.ways if settings.dirichlet else 1)  # of one class
+    room = int(np.bincount(novel.labels).min()) - most_queries
+    lacking = {n: [name for name in entrants if (name, n) not in known] for n in CURVE_SHOTS if n <= room}
+    with terminal.task("accuracy by shots", sum(map(len, lacking.values())), "point") as task:
+        for shots in (shots for shots, names in lacking.items() if names):
+            drawn = draw(novel, recipe, shots)
+            for name in lacking[shots]:
+                right = _accuracies(entrants[name], drawn, "centroid", recipe)
+                key = {"checkpoint": name, "classifier": "centroid", "shots": shots}
+                rows.append({**key, **interval("accuracy", right)})
+                task.advance()
     return sorted(rows, key=lambda row: row["shots"])
 
 

@@ -51,17 +51,17 @@ def header(summary: dict[str, Any]) -> list[str]:
     """What was scored: the images and their classes, and what the backbone may have seen of them."""
     classes = summary["novel_classes"]
     first = ", ".join(classes[:4]) + (", ..." if len(classes) > 4 else "")
-    seen = [note for note in summary["notes"] if note.startswith(("WARNING", "SEEN"))]
-    scored = f"scored    {summary['novel_n']} images of {len(classes)} test classes ({first})"
-    imbalance = summary["dirichlet"]
-    return [scored, *([f"          queries imbalanced by Dirichlet({imbalance:g})"] if imbalance else []), *seen]
+    lines = [f"scored    {summary['novel_n']} images of {len(classes)} test classes ({first})"]
+    if summary["dirichlet"]:
+        lines.append(f"          queries imbalanced by Dirichlet({summary['dirichlet']:g})")
+    return [*lines, *summary["seen"]]
 
 
 def class_table(run: Path) -> tuple[list[str], list[list[str]]]:
     """Accuracy of each novel class, one row a class and one column a result, the lowest mean first: (columns, rows)."""
-    frame = pd.read_csv(run / "per_class.csv", dtype={"class": str})
+    frame = pd.read_csv(run / "per_class.csv", dtype={"class": str, "checkpoint": str}, keep_default_na=False)
     keys = [key for key in ("checkpoint", "classifier", "shots") if key == "shots" or frame[key].nunique() > 1]
-    wide = frame.pivot_table(index="class", columns=keys, values="accuracy")
+    wide = frame.pivot_table(index="class", columns=keys, values="accuracy", sort=False)
     wide = wide.loc[wide.mean(axis=1).sort_values().index]
     queries = frame.groupby("class")["n"].max()
     titles = [", ".join(f"{part}-shot" if key == "shots" else str(part) for key, part in zip(keys, column, strict=True))

@@ -36,10 +36,7 @@ def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Pa
         SchaneError: a run that failed on the way.
     """
     started = time.perf_counter()
-    if recipe.train.epochs == 0:
-        raise BadRequest(
-            "train.epochs 0 leaves the classifier untrained; only schane fewshot, which needs none, takes it"
-        )
+    refuse_no_epochs(recipe)
     splits = load_splits(recipe.data)
     job = prepare(recipe, splits.train, splits.val, "finetune", out=out, terminal=terminal, resume=resume)
     announce(job, splits.notes, splits.test)
@@ -56,6 +53,14 @@ def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Pa
     if rank() == 0:
         job.run.finish(summary)
     return summary
+
+
+def refuse_no_epochs(recipe: Recipe) -> None:
+    """BadRequest for a run whose classifier would be scored untrained."""
+    if recipe.train.epochs == 0:
+        raise BadRequest(
+            "train.epochs 0 leaves the classifier untrained; only schane fewshot, which needs none, takes it"
+        )
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -79,6 +84,7 @@ def finetune_seeds(
 
     Finished seeds are kept and a stopped one goes on, so that `resume` is the folder of an earlier call.
     """
+    refuse_no_epochs(recipe)
     parent = RunFolder(resume or out or new_run_path("finetune", f"{recipe_label(recipe)}-seeds"))
     recipe = recipe.model_copy(update={"seed": seeds[0]})
     if resume is None:

@@ -10,7 +10,7 @@ from schane_cli.compare import make_run
 from schane_cli.data import load_fewshot_splits, load_splits, reading_once
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.fewshot import fewshot
-from schane_cli.finetune import finetune, run_or_resume
+from schane_cli.finetune import finetune, refuse_no_epochs, run_or_resume
 from schane_cli.interruption import Interrupted
 from schane_cli.recipe import Recipe, to_yaml
 from schane_cli.run import RESULTS, pick_device, plain, write_json
@@ -66,6 +66,9 @@ def study(
 def check_trials(file: StudyFile, machine: Mapping[str, Any]) -> None:
     """BadRequest for a trial whose recipe does not hold, or whose data cannot be read, before any trial runs."""
     recipes = [study_recipe(file, setting.values, setting.seeds[0], machine) for setting in settings(file)]
+    if file.command == "finetune":
+        for recipe in recipes:
+            refuse_no_epochs(recipe)
     load = load_fewshot_splits if file.command == "fewshot" else load_splits
     for data in dict.fromkeys(recipe.data.model_dump_json() for recipe in recipes):
         load(next(recipe.data for recipe in recipes if recipe.data.model_dump_json() == data))

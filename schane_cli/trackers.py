@@ -82,7 +82,7 @@ class Trackers:
         event, step, figures = line["event"], int(line["step"]), points(line)
         for tracker in self._local:
             tracker.log(figures, step, line["time"])
-        if not self._remote or step <= self._known["sent"].get(event, 0):
+        if not self._remote or step <= self._known["sent"].get(event, -1):
             return
         for tracker in self._remote:
             tracker.log(figures, step, line["time"])

@@ -175,9 +175,10 @@ class Trainer:
         total, per_epoch = self.sampler.total_steps, self.sampler.steps_per_epoch
         self.trackers = Trackers(self.recipe.train.trackers if rank() == 0 else (), self.job.run.path, self.recipe)
         bar = self.job.terminal.task("training", total, "step", done=self.step)
-        if total == 0:
-            self._end_epoch(0)
         with self._stop.caught(), closing(self.trackers), bar as task:
+            if total == 0:  # the weights as they are
+                self._end_epoch(0)
+                self.save_last()
             started = last_save = time.perf_counter()
             for views, labels, indices in self._loader():
                 self.wait_seconds += time.perf_counter() - started

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import NearestCentroid
 from torch import Tensor
 
+from schane_cli import classifiers
 from schane_cli.classifiers import (
     CLASSIFIERS,
     TRANSDUCTIVE,
@@ -304,7 +305,10 @@ def test_the_reference_numbers_on_cifar_fs_are_met(real_data: Path) -> None:
 
 
 @pytest.mark.parametrize("copies", [None, 3])
-def test_the_streamed_centroids_of_a_cpu_are_the_classifiers(copies: int | None) -> None:
+def test_the_streamed_centroids_of_a_cpu_are_the_classifiers(
+    copies: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifiers, "TILE_BYTES", 20 * 24 * 4 * 4)  # four episodes of 20 queries in a tile
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 24, generator=generator)
     augmented = None if copies is None else torch.randn(copies, 200, 24, generator=generator)

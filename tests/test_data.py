@@ -542,13 +542,15 @@ def test_a_backbone_that_has_seen_the_test_classes_is_named(
     assert note is None if said is None else note is not None and said in note
 
 
-def test_a_study_reads_its_images_once_and_other_calls_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_reads_its_images_once_and_other_calls_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    read = data.source_parts
-    monkeypatch.setattr(data, "source_parts", lambda name, root: asked.append(name) or read(name, root))
+    read = data._read_source
+    monkeypatch.setattr(data, "_read_source", lambda name, root: asked.append(name) or read(name, root))
     with data.reading_once():
-        first = load_splits(DataRecipe(dataset="digits"))
-        assert load_splits(DataRecipe(dataset="digits")) is first
-        assert load_splits(DataRecipe(dataset="digits", train_per_class=5)) is not first
-    assert load_splits(DataRecipe(dataset="digits")) is not first
-    assert asked == ["digits"] * 3
+        load_splits(DataRecipe(dataset="digits"))
+        few = load_splits(DataRecipe(dataset="digits", train_per_class=5))
+        assert len(few.train) == 50
+    assert asked == ["digits"]
+    whole = load_splits(DataRecipe(dataset="digits"))
+    assert asked == ["digits"] * 2
+    assert ids(few.test) == ids(whole.test)

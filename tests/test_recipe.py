@@ -53,7 +53,7 @@ def test_an_unknown_key_names_the_nearest_known_one() -> None:
         ("loss.hardness", -1, "loss.hardness"),
         ("loss.name", "schan", "loss.name"),
         ("train.lr", "fast", "train.lr"),
-        ("train.epochs", 0, "train.epochs"),
+        ("train.epochs", -1, "train.epochs"),
         ("data.val_fraction", 1.5, "data.val_fraction"),
     ],
 )

@@ -1,6 +1,7 @@
 """`schane compare`: groups, pairs, honest verdicts, and refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,33 @@ def test_common_seeds_on_request() -> None:
     assert "schane lacks [4]" in found.notes[0]
 
 
+def test_of_a_figure_without_a_better_side_one_is_higher() -> None:
+    runs = [
+        replace(run, directions={"test_accuracy": "none"})
+        for run in made("ce", CE) + made("schane", OURS) + made("easy", CE - 0.05)
+    ]
+    said = {difference.label: difference.sentence for difference in block(runs).differences}
+    assert said["schane"].startswith("schane is higher than ce: +2.6 points")
+    assert said["easy"].startswith("easy is lower than ce: -5 points")
+
+
+def test_few_shot_runs_are_compared_by_an_accuracy_and_say_their_episodes() -> None:
+    def run(loss: str, seed: int, accuracy: float):
+        result = {
+            "checkpoint": "run",
+            "shots": 5,
+            "classifier": "centroid",
+            "accuracy": accuracy,
+            "accuracy_episodes": 600,
+        }
+        summary = {"results": [result], "checkpoints": ["run"], "dirichlet": 2.0, "val_accuracy": 0.5, "val_n": 90}
+        return make_run(f"{loss}/{seed}", {"loss.name": loss, "data.dataset": "made"}, {**summary, "seed": seed})
+
+    found = block([run(loss, seed, 0.7 + seed / 100) for loss in ("ce", "schane") for seed in (0, 1)])
+    assert found.metric == "5shot_centroid_accuracy"
+    assert found.count == "n = 600 episodes"
+
+
 def test_one_seed_has_no_interval_and_no_verdict() -> None:
     found = block(made("ce", CE[:1]) + made("schane", OURS[:1]))
     assert found.differences == ()
@@ -135,7 +163,7 @@ def test_the_figures_of_schane_embed_are_compared_over_seeds(trained: Path, tmp_
         assert run_cli("embed", run, "--points", 120, "--out", run / "embed") == 0
     capsys.readouterr()
     for figure, better in (("kNN accuracy, k=10", "higher"), ("alignment, within class", "lower")):
-        name = f"test embedding, n=120: {figure}"
+        name = f"digits test embedding, n=120: {figure}"
         out = tmp_path / better
         assert run_cli("compare", f"{trained}/*", "--metric", name, "--json", "--out", out) == 0
         (found,) = json.loads(capsys.readouterr().out)["blocks"]

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from schane_cli import feature_store as stores
+from schane_cli.fewshot_report import class_table
 from schane_cli.recipe import PROTOCOLS
 from tests.cli.test_finetune import QUICK, run_cli
 
@@ -108,4 +109,35 @@ def test_a_checkpoint_of_all_classes_is_refused_unless_asked(tmp_path: Path, cap
     assert "was trained on 5 of the 5 test classes" in capsys.readouterr().err
     flags = ["--allow-seen-classes", "--episodes", 5, "--out", tmp_path / "b"]
     assert run_cli("fewshot", tmp_path / "all", *flags) == 0
-    assert "SEEN CLASSES" in (tmp_path / "b" / "report.html").read_text()
+    result = (tmp_path / "b" / "report.html").read_text().split("<h2>")[1]
+    assert "SEEN CLASSES" in result
+    assert "scored    896 images of 5 test classes (5, 6, 7, 8, ...)" in result
+
+
+def test_the_page_has_a_row_a_class_and_the_curve_leaves_room_for_imbalanced_queries(
+    trained: Path, tmp_path: Path, capsys
+) -> None:
+    flags = ["--shots", "1,5", "--classifier", "centroid,ridge", "--episodes", 20, "--set", "fewshot.dirichlet=2"]
+    assert run_cli("fewshot", trained, *flags, "--queries", 33, "--out", tmp_path / "d") == 0
+    assert "queries imbalanced by Dirichlet(2)" in capsys.readouterr().out
+    columns, rows = class_table(tmp_path / "d")
+    assert columns == ["class, %", "centroid, 1-shot", "ridge, 1-shot", "centroid, 5-shot", "ridge, 5-shot", "queries"]
+    assert sorted(row[0] for row in rows) == ["5", "6", "7", "8", "9"]
+    means = [sum(map(float, row[1:-1])) for row in rows]
+    assert means == sorted(means)
+    curve = json.loads((tmp_path / "d" / "summary.json").read_text())["curve"]
+    points = [(row["classifier"], row["shots"]) for row in curve]
+    assert sorted(points) == [("centroid", 1), ("centroid", 2), ("centroid", 5), ("ridge", 1), ("ridge", 5)]
+
+
+def test_class_and_checkpoint_names_stay_as_they_are(tmp_path: Path) -> None:
+    rows = [
+        "0.1,1,centroid,None,10,0.5",
+        "0.10,1,centroid,None,10,0.9",
+        "0.1,1,centroid,001,10,0.6",
+        "0.10,1,centroid,001,10,0.7",
+    ]
+    (tmp_path / "per_class.csv").write_text("\n".join(["checkpoint,shots,classifier,class,n,accuracy", *rows]))
+    columns, found = class_table(tmp_path)
+    assert columns == ["class, %", "0.1, 1-shot", "0.10, 1-shot", "queries"]
+    assert found == [["001", "60.0", "70.0", "10"], ["None", "50.0", "90.0", "10"]]

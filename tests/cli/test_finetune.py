@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from schane_cli import data
 from schane_cli.checkpoint import read_tensors
 from schane_cli.cli import main
 from schane_cli.training import Trainer
@@ -147,11 +148,17 @@ def test_an_unknown_flag_is_refused_with_code_2(capsys) -> None:
     assert run_cli("finetune", "--temprature", 0.3) == 2
 
 
-def test_several_seeds_get_a_folder_each_and_a_mean_with_an_interval(tmp_path: Path, capsys) -> None:
+def test_several_seeds_get_a_folder_each_and_a_mean_with_an_interval(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    source = data._read_source
+    monkeypatch.setattr(data, "_read_source", lambda name, root: read.append(name) or source(name, root))
     out = tmp_path / "seeds"
     assert run_cli("finetune", *QUICK, "--epochs", 1, "--seeds", "0-1", "--out", out, "--json") == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["seeds"] == [0, 1]
+    assert read == ["digits"]
     assert summary["test_accuracy"] == pytest.approx(np.mean(summary["test_accuracy_by_seed"]))
     low, high = summary["test_accuracy_ci95"]
     assert low <= summary["test_accuracy"] <= high
@@ -228,3 +235,10 @@ def test_init_with_a_place_that_holds_nothing_is_refused(tmp_path: Path, capsys)
     assert run_cli("finetune", *QUICK, "--init", tmp_path / "nothing", "--out", tmp_path / "run") == 2
     assert "no checkpoint or run folder at" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_no_epochs_are_refused_before_anything_is_written(tmp_path: Path, capsys) -> None:
+    for seeds in ([], ["--seeds", "0-1"]):
+        assert run_cli("finetune", *QUICK, "--epochs", 0, *seeds, "--out", tmp_path / "x") == 2
+        assert "train.epochs 0 leaves the classifier untrained" in capsys.readouterr().err
+        assert not (tmp_path / "x").exists()

@@ -34,7 +34,7 @@ def test_check_passes_ours_and_names_what_is_wrong_in_a_users(tmp_path: Path, ca
     assert run_cli("recipes", "check") == 0
     assert capsys.readouterr().out.count(": ok") == len(recipe_names())
     mine = tmp_path / "mine.yaml"
-    mine.write_text("train: {epochs: 0}")
+    mine.write_text("train: {epochs: -1}")
     assert run_cli("recipes", "check", mine) == 2
     assert "train.epochs" in capsys.readouterr().err
 
