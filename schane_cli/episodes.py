@@ -89,8 +89,9 @@ def draw_episodes(
     if dirichlet is not None and not dirichlet > 0:
         raise BadRequest(f"the Dirichlet concentration must be above 0, not {dirichlet}")
     # Under Dirichlet proportions one class may hold all the queries.
-    most_queries = n_query if dirichlet is None else n_way * n_query
-    _check_sizes(images, classes, n_way, n_shot, most_queries, class_names)
+    share = 1 if dirichlet is None else n_way
+    most_queries = share * n_query
+    _check_sizes(images, classes, n_way, n_shot, most_queries, class_names, share)
 
     words = _Words(seed, first, n_episodes)
     ways = np.argsort(words.uniform(CLASS, range(len(classes))), axis=1, kind="stable")[:, :n_way]  # (E, n_way)
@@ -275,9 +276,15 @@ def _check_positive(**numbers: int) -> None:
 
 
 def _check_sizes(
-    images: list[Ints], classes: Ints, n_way: int, n_shot: int, n_query: int, class_names: Sequence[str] | None
+    images: list[Ints],
+    classes: Ints,
+    n_way: int,
+    n_shot: int,
+    n_query: int,
+    class_names: Sequence[str] | None,
+    share: int = 1,
 ) -> None:
-    """More ways than classes, or a class with fewer images than one episode may ask of it."""
+    """More ways than classes, or a class with fewer images than an episode may ask of it; a class's queries times `share`."""
     if n_way > len(classes):
         raise BadRequest(f"{n_way} ways asked for, but there are only {len(classes)} classes")
     smallest = min(range(len(images)), key=lambda c: len(images[c]))
@@ -286,7 +293,7 @@ def _check_sizes(
         name = repr(class_names[label]) if class_names is not None else f"label {label}"
         raise BadRequest(
             f"an episode may need {n_shot} support + {n_query} query images of one class, but class {name} has only "
-            f"{size}: ask for at most {size - n_shot} queries or fewer shots"
-            if size > n_shot
+            f"{size}: ask for at most {(size - n_shot) // share} queries or fewer shots"
+            if size - n_shot >= share
             else f"{n_shot} shots + {n_query} queries asked for, but class {name} has only {size} images"
         )
