@@ -284,7 +284,7 @@ def _check_sizes(
     class_names: Sequence[str] | None,
     share: int = 1,
 ) -> None:
-    """More ways than classes, or a class with fewer images than an episode may ask of it; a class's queries times `share`."""
+    """More ways than classes, or a class with fewer images than an episode may ask of it: `share` times its queries."""
     if n_way > len(classes):
         raise BadRequest(f"{n_way} ways asked for, but there are only {len(classes)} classes")
     smallest = min(range(len(images)), key=lambda c: len(images[c]))
