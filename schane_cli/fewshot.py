@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from schane_cli.classifiers import CLASSIFIERS, TRANSDUCTIVE, evaluate_episodes
+from schane_cli.classifiers import CLASSIFIERS, TRANSDUCTIVE
 from schane_cli.data import load_fewshot_splits
+from schane_cli.episode_scores import evaluate_episodes
 from schane_cli.episodes import Episodes, disjoint_episodes, draw_episodes, mean_ci95, paired_comparison
 from schane_cli.errors import BadRequest, nearest
 from schane_cli.evaluate import recipe_label

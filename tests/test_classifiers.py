@@ -14,18 +14,18 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import NearestCentroid
 from torch import Tensor
 
-from schane_cli import classifiers
+from schane_cli import episode_scores
 from schane_cli.classifiers import (
     CLASSIFIERS,
     TRANSDUCTIVE,
     classify,
     classify_logits,
-    evaluate_episodes,
-    fit_logistic,
     normalize_features,
 )
+from schane_cli.episode_scores import evaluate_episodes
 from schane_cli.episodes import Episodes, draw_episodes, mean_ci95, paired_comparison
 from schane_cli.errors import BadRequest
+from schane_cli.logistic_regression import fit_logistic
 
 # CIFAR-FS test classes: fine indices of CIFAR-100 in alphabetical order.
 CIFAR_FS_TEST = [2, 5, 8, 21, 34, 42, 46, 58, 60, 62, 69, 70, 77, 83, 84, 86, 94, 95, 98, 99]
@@ -308,7 +308,7 @@ def test_the_reference_numbers_on_cifar_fs_are_met(real_data: Path) -> None:
 def test_the_streamed_centroids_of_a_cpu_are_the_classifiers(
     copies: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classifiers, "TILE_BYTES", 20 * 24 * 4 * 4)  # four episodes of 20 queries in a tile
+    monkeypatch.setattr(episode_scores, "TILE_BYTES", 20 * 24 * 4 * 4)  # four episodes of 20 queries in a tile
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 24, generator=generator)
     augmented = None if copies is None else torch.randn(copies, 200, 24, generator=generator)
