@@ -16,8 +16,8 @@ import numpy as np
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
-from schane_cli.projection2d import tsne
-from schane_cli.quality import embedding_quality
+from schane_cli.metrics.embedding import embedding_quality
+from schane_cli.metrics.projection2d import tsne
 
 
 def synthetic(n: int, d: int = 768, n_classes: int = 100, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

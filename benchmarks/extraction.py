@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from schane_cli.data import ImageSet
-from schane_cli.feature_store import FeatureStore, fill
-from schane_cli.features import normalise
-from schane_cli.models import Loaded, build_model, input_spec
+from schane_cli.features.extract import normalise
+from schane_cli.features.store import FeatureStore, fill
+from schane_cli.images.imageset import ImageSet
+from schane_cli.models.checkpoint import Loaded
+from schane_cli.models.model import build_model, input_spec
 from schane_cli.recipe import build_recipe
 
 BATCH = 64

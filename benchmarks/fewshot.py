@@ -22,10 +22,10 @@ import sklearn
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from schane_cli.classifiers import CLASSIFIERS, normalize_features
 from schane_cli.cli import keep_freed_memory
-from schane_cli.episode_scores import evaluate_episodes
-from schane_cli.episodes import Episodes, draw_episodes
+from schane_cli.fewshot.classifiers import CLASSIFIERS, normalize_features
+from schane_cli.fewshot.episodes import Episodes, draw_episodes
+from schane_cli.fewshot.scores import evaluate_episodes
 
 N_EPISODES = 10_000
 PEER_EPISODES = 100

@@ -30,11 +30,11 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from schane_cli.augment import StepSampler, train_loader, train_transform
-from schane_cli.color import recolor
-from schane_cli.data import ImageSet, load_splits
+from schane_cli.datasets.load import load_splits
+from schane_cli.images.imageset import ImageSet
+from schane_cli.images.loader import StepSampler, train_loader, train_transform
+from schane_cli.images.transforms import recolor, uniforms, view_keys
 from schane_cli.recipe import AugmentRecipe, DataRecipe
-from schane_cli.views import uniforms, view_keys
 
 BATCH = 64
 AUGMENT = AugmentRecipe()

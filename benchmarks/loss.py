@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from schane_cli.losses import SchaneLoss, SupConLoss
+from schane_cli.losses.contrastive import SchaneLoss, SupConLoss
 
 TEMPERATURE = 0.5
 Run = Callable[[], None]

@@ -27,7 +27,7 @@ COMMANDS = {
     "schane finetune --help": ["-m", "schane_cli", "finetune", "--help"],
     "schane recipes ls": ["-m", "schane_cli", "recipes", "ls"],
     'python -c "import schane_cli.cli"': ["-c", "import schane_cli.cli"],
-    'python -c "import schane_cli.training"': ["-c", "import schane_cli.training"],
+    'python -c "import schane_cli.training.trainer"': ["-c", "import schane_cli.training.trainer"],
 }
 FINETUNE = ["-m", "schane_cli", "finetune", "--epochs", "1", "--device", "cpu", "--set", "data.train_per_class=10"]
 

@@ -34,15 +34,15 @@ from timm.scheduler import create_scheduler_v2
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from schane_cli.augment import worker_count
-from schane_cli.features import autocast
-from schane_cli.images import ImageSet
-from schane_cli.models import build_model, input_spec, is_convnet
+from schane_cli.features.extract import autocast
+from schane_cli.images.imageset import ImageSet
+from schane_cli.images.loader import worker_count
+from schane_cli.models.model import build_model, input_spec, is_convnet
 from schane_cli.recipe import Recipe, build_recipe
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
-from schane_cli.trackers import Trackers
-from schane_cli.training import Job, Trainer
+from schane_cli.training.trackers import Trackers
+from schane_cli.training.trainer import Job, Trainer
 
 CPU_CASES = (("resnet18", 64, 32), ("vit_tiny_patch16_224", 96, 32))  # backbone, px, batch
 CUDA_CASES = (("beit3_base_patch16_224", 224, 128), ("resnet50", 224, 256))

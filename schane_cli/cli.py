@@ -114,7 +114,7 @@ def _resolve_or_resume(
     command: str, recipe: str | None, values: dict[str, Any], resume: str | None, out: Path | None, terminal: "Terminal"
 ) -> tuple[Recipe, Path | None]:
     """The recipe to run and, where a stopped run goes on, its folder. What differs from the recipe file is printed."""
-    from schane_cli.finetune import resumed_recipe, unfinished_run
+    from schane_cli.commands.finetune import resumed_recipe, unfinished_run
 
     if resume is not None and resume != "auto":
         return resumed_recipe(Path(resume), values), Path(resume)
@@ -171,10 +171,10 @@ def finetune(
     assignments: Assignments = None,
 ) -> None:
     """Fine-tune a backbone: train on train, choose the epoch on val, read test once."""
-    from schane_cli import report
-    from schane_cli.finetune import finetune as run_finetune
-    from schane_cli.finetune import finetune_seeds, parse_seeds
-    from schane_cli.run import process_group, rank
+    from schane_cli.commands.finetune import finetune as run_finetune
+    from schane_cli.commands.finetune import finetune_seeds, parse_seeds
+    from schane_cli.distributed import process_group, rank
+    from schane_cli.reports.finetune import finetune_report, seeds_report
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
@@ -186,14 +186,14 @@ def finetune(
             folder = Path(resume) if resume else None
             summary = finetune_seeds(resolved, parse_seeds(seeds), out=out, terminal=terminal, resume=folder)
             if rank() == 0:
-                report.seeds_report(Path(summary["run"]), terminal)
+                seeds_report(Path(summary["run"]), terminal)
                 _finish(summary, json)
         return
     resolved, resumed = _resolve_or_resume("finetune", recipe, _given(context), resume, out, terminal)
     with process_group(resolved.device):
         summary = run_finetune(resolved, out=out, terminal=terminal, resume=resumed)
         if rank() == 0:
-            report.finetune_report(Path(summary["run"]), terminal)
+            finetune_report(Path(summary["run"]), terminal)
             _finish(summary, json)
 
 
@@ -234,10 +234,10 @@ def fewshot(
     assignments: Assignments = None,
 ) -> None:
     """N-way K-shot accuracy on classes that training never saw."""
-    from schane_cli.fewshot import checkpoint_recipe
-    from schane_cli.fewshot import fewshot as run_fewshot
-    from schane_cli.fewshot_report import fewshot_report
-    from schane_cli.run import process_group, rank
+    from schane_cli.commands.fewshot import checkpoint_recipe
+    from schane_cli.commands.fewshot import fewshot as run_fewshot
+    from schane_cli.distributed import process_group, rank
+    from schane_cli.reports.fewshot import fewshot_report
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
@@ -280,9 +280,9 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score a checkpoint: accuracy, calibration, mistakes, throughput, each figure with its n and interval."""
-    from schane_cli.eval_report import eval_report
-    from schane_cli.evaluate import Extras
-    from schane_cli.evaluate import evaluate as run_evaluate
+    from schane_cli.commands.evaluate import Extras
+    from schane_cli.commands.evaluate import evaluate as run_evaluate
+    from schane_cli.reports.evaluate import eval_report
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
@@ -323,10 +323,10 @@ def embed(
     json: Json = False,
 ) -> None:
     """Look at embeddings: table, quality figures with intervals, pictures, and a page to explore them."""
-    from schane_cli.embed import EmbedOptions
-    from schane_cli.embed import embed as run_embed
-    from schane_cli.embed_report import embed_report
-    from schane_cli.run import process_group
+    from schane_cli.commands.embed import EmbedOptions
+    from schane_cli.commands.embed import embed as run_embed
+    from schane_cli.distributed import process_group
+    from schane_cli.reports.embed import embed_report
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
@@ -350,7 +350,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a checkpoint's backbone for timm or ONNX, and compare it with the original."""
-    from schane_cli.export import export as run_export
+    from schane_cli.commands.export import export as run_export
     from schane_cli.terminal import Terminal
 
     _finish(run_export(checkpoint, format=format, out=out, terminal=Terminal(json=json)), json)
@@ -370,8 +370,8 @@ def compare(
     json: Json = False,
 ) -> None:
     """Say which runs are better and how sure that is: means, paired differences, intervals, effect size, cost."""
-    from schane_cli.compare import compare as run_compare
-    from schane_cli.compare_report import write_comparison
+    from schane_cli.commands.compare import compare as run_compare
+    from schane_cli.reports.compare import write_comparison
     from schane_cli.run import new_run_path, refuse_existing
     from schane_cli.terminal import Terminal
 
@@ -404,8 +404,8 @@ def study(
         import optuna  # noqa: F401
     except ImportError:
         raise BadRequest("schane study needs Optuna: pip install 'schane[study]'") from None
-    from schane_cli.study import study as run_study
-    from schane_cli.study_report import study_report
+    from schane_cli.commands.study import study as run_study
+    from schane_cli.reports.study import study_report
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
@@ -473,7 +473,7 @@ _DEFAULT_ROOT = Recipe().data.root
 @data_app.command("ls")
 def data_ls(root: Root = _DEFAULT_ROOT, json: Json = False) -> None:
     """List the datasets known by name, and what of them is on disk."""
-    from schane_cli.prepare import overview
+    from schane_cli.datasets.prepare import overview
     from schane_cli.terminal import Terminal, figures_table
 
     rows = overview(root)
@@ -489,7 +489,7 @@ def data_info(
     name: Annotated[str, typer.Argument(help="dataset name")], root: Root = _DEFAULT_ROOT, json: Json = False
 ) -> None:
     """Say what a dataset is: licence, source, counts per split, what is on disk, what to do by hand."""
-    from schane_cli.prepare import info
+    from schane_cli.datasets.prepare import info
     from schane_cli.terminal import Terminal
 
     known = info(name, root)
@@ -511,7 +511,7 @@ def data_prepare(
     name: Annotated[str, typer.Argument(help="dataset name")], root: Root = _DEFAULT_ROOT, json: Json = False
 ) -> None:
     """Download, verify and unpack a dataset, or say what to fetch by hand; a stopped download goes on."""
-    from schane_cli.prepare import info, prepare
+    from schane_cli.datasets.prepare import info, prepare
     from schane_cli.terminal import Terminal
 
     prepare(name, root, Terminal(json=json))
@@ -526,7 +526,7 @@ def data_check(
     json: Json = False,
 ) -> None:
     """Count images and classes, decode a sample, compare splits by content; exit code 1 where something is wrong."""
-    from schane_cli.check import check
+    from schane_cli.datasets.check import check
     from schane_cli.terminal import Terminal, figures_table
 
     terminal = Terminal(json=json)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from schane_cli.finetune import finetune
+from schane_cli.commands.finetune import finetune
 from schane_cli.recipe import Recipe, build_recipe, find_recipe, read_recipe
 from schane_cli.terminal import Terminal
 

@@ -155,7 +155,7 @@ def cifar100_archive(
     """cifar-100-python/ as the source delivers it; torchvision's checksums are set to these files'."""
     from torchvision.datasets import CIFAR100
 
-    from schane_cli.datasets import class_list
+    from schane_cli.datasets.catalog import class_list
 
     base = folder / "cifar-100-python"
     base.mkdir(parents=True)

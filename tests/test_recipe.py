@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from schane_cli.errors import BadRequest
-from schane_cli.losses import SchaneLoss
+from schane_cli.losses.contrastive import SchaneLoss
 from schane_cli.recipe import (
     LossRecipe,
     Recipe,

@@ -9,12 +9,12 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
-from schane_cli.augment import StepSampler, TrainViews, train_transform
-from schane_cli.data import ImageSet
-from schane_cli.datasets import DATASETS, Dataset, class_list
-from schane_cli.models import SchaneModel, build_model
-from schane_cli.optimizer import optimizer_groups
+from schane_cli.datasets.catalog import DATASETS, Dataset, class_list
+from schane_cli.images.imageset import ImageSet
+from schane_cli.images.loader import StepSampler, TrainViews, train_transform
+from schane_cli.models.model import SchaneModel, build_model
 from schane_cli.recipe import Recipe, build_recipe, find_recipe, read_recipe, recipe_names, resolve_recipe
+from schane_cli.training.optimizer import optimizer_groups
 
 FULL = ["cifar100", "cub200", "caltech256", "flowers102", "pets", "inat2017", "places365", "imagenet1k"]
 FEW = ["cifarfs", "fc100", "miniimagenet", "tieredimagenet"]

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from schane_cli.compare import compare_runs, effect_size, holm, make_run
-from schane_cli.compare_report import escape_latex, latex, markdown, rows
+from schane_cli.commands.compare import compare_runs, make_run
 from schane_cli.errors import BadRequest
+from schane_cli.metrics.intervals import effect_size, holm
+from schane_cli.reports.compare import escape_latex, latex, markdown, rows
 from tests.cli.test_finetune import QUICK, run_cli
 
 CE, OURS = np.array([0.50, 0.52, 0.49, 0.51, 0.50]), np.array([0.53, 0.54, 0.53, 0.53, 0.52])

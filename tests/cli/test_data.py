@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from schane_cli.datasets import DATASETS
+from schane_cli.datasets.catalog import DATASETS
 from tests import sources
 from tests.cli.test_finetune import run_cli
 

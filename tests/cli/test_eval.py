@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from schane_cli.corruptions import CORRUPTIONS
-from schane_cli.data import load_splits
-from schane_cli.models import load_checkpoint
-from schane_cli.robustness import outputs
+from schane_cli.commands.robustness import outputs
+from schane_cli.datasets.load import load_splits
+from schane_cli.images.corruptions import CORRUPTIONS
+from schane_cli.models.checkpoint import load_checkpoint
 from tests.browser import is_quiet_and_alone, needs_browser, open_browser, open_page
 from tests.cli.test_finetune import QUICK, run_cli
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from schane_cli import feature_store as stores
-from schane_cli.fewshot_report import class_table
+from schane_cli.features import store as stores
 from schane_cli.recipe import PROTOCOLS
+from schane_cli.reports.fewshot import class_table
 from tests.cli.test_finetune import QUICK, run_cli
 
 FAST = [*QUICK, "--set", "data.train_per_class=null", "--epochs", 1, "--episodes", 20]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from schane_cli import data
-from schane_cli.checkpoint import read_tensors
 from schane_cli.cli import main
-from schane_cli.training import Trainer
+from schane_cli.datasets import load as data
+from schane_cli.models.files import read_tensors
+from schane_cli.training.trainer import Trainer
 from tests.jobs import TINY
 
 QUICK = [f"--set={key}={value}" for key, value in TINY.items()]

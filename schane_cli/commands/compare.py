@@ -1,0 +1,407 @@
+"""`schane compare`: runs grouped by what differs, paired by seed, told apart by a paired test with its interval."""
+
+import glob
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from schane_cli.errors import BadRequest, nearest
+from schane_cli.metrics.classification import better_is_lower
+from schane_cli.metrics.intervals import (
+    Estimate,
+    PairedComparison,
+    effect_size,
+    holm,
+    mean_over_seeds,
+    paired_comparison,
+)
+from schane_cli.recipe import flatten, read_recipe
+from schane_cli.run import plain
+
+# Keys that say where and how a run was computed, not what it computed.
+INDIFFERENT = {
+    "seed", "device", "data.root", "data.workers", "train.trackers", "train.chunk_size", "train.compile",
+    "train.sharding",
+}  # fmt: skip
+TRAIN_SET = ("data.dataset", "data.train_per_class", "data.train_on")
+COST = ("train_seconds", "views_forwarded", "peak_memory_bytes", "energy_joules")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its recipe by dotted key, its figures by name, and the name of its group if a study gave one.
+
+    `directions`: "higher", "lower" or "none" is better, for the figures whose name does not say it. `counts`: of how
+    many images or episodes a figure is.
+    """
+
+    path: str
+    recipe: Mapping[str, Any]
+    figures: Mapping[str, float]
+    identity: Mapping[str, str]
+    seed: int
+    label: str | None = None
+    directions: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, str] = field(default_factory=dict)
+
+    def direction(self, metric: str) -> str:
+        """Which way a figure is better."""
+        return self.directions.get(metric, "lower" if better_is_lower(metric) else "higher")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    label: str
+    runs: Mapping[int, Run]
+
+    def values(self, metric: str, seeds: Iterable[int]) -> list[float]:
+        """A figure of the given seeds, in their order."""
+        return [self.runs[seed].figures[metric] for seed in seeds]
+
+    def estimate(self, metric: str, seeds: Sequence[int]) -> Estimate:
+        """Mean over seeds with its t-interval; one seed has no interval (NaN)."""
+        values = self.values(metric, seeds)
+        if len(values) < 2:
+            return Estimate(values[0], (float("nan"), float("nan")), 1)
+        return mean_over_seeds(values)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much a group differs from the baseline over the same seeds (or episodes).
+
+    `p_adjusted` is Holm's over the comparisons of the block; `effect_size` is the mean difference over the standard
+    deviation of the differences, with Hedges' correction for few pairs (Hedges' g of paired values).
+    """
+
+    label: str
+    baseline: str
+    pair: PairedComparison
+    unit: str
+    effect_size: float
+    p_adjusted: float
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """The groups that trained on the same images, best first, and their differences from the baseline."""
+
+    title: str
+    metric: str
+    seeds: tuple[int, ...]
+    groups: tuple[Group, ...]
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def count(self) -> str | None:
+        """`n = 10,000 images`: of what the metric is in every run."""
+        return self.groups[0].runs[self.seeds[0]].counts.get(self.metric)
+
+    def table(self) -> pd.DataFrame:
+        """One row a group: every shared figure with its interval, the paired difference, the cost."""
+        by_label = {difference.label: difference for difference in self.differences}
+        return pd.DataFrame([self._row(group, by_label.get(group.label)) for group in self.groups])
+
+    def _row(self, group: Group, difference: Difference | None) -> dict[str, Any]:
+        row: dict[str, Any] = {"group": group.label, "n_seeds": len(self.seeds)}
+        for name in shared_figures(run for one in self.groups for run in one.runs.values()):
+            estimate = group.estimate(name, self.seeds)
+            row |= {name: estimate.value, f"{name}_low": estimate.ci95[0], f"{name}_high": estimate.ci95[1]}
+        if difference is not None:
+            pair = difference.pair
+            row |= {
+                "difference": pair.difference,
+                "difference_low": pair.low,
+                "difference_high": pair.high,
+                "p_value": pair.p_value,
+                "p_holm": difference.p_adjusted,
+                "effect_size": difference.effect_size,
+            }
+        return row
+
+
+def compare(
+    paths: Sequence[str], *, metric: str | None, baseline: str | None, common_seeds: bool
+) -> tuple[list[Block], list[str]]:
+    """Compare the finished runs below `paths` (folders or globs); blocks by training set, and notes.
+
+    `metric` None means test accuracy, or for few-shot runs the first accuracy that they share.
+
+    Raises:
+        BadRequest: no finished run, a metric that not all have, other test data, missing seeds, fewer than two groups.
+    """
+    runs, notes = find_runs(paths)
+    return compare_runs(runs, metric=metric, baseline=baseline, common_seeds=common_seeds), notes
+
+
+def compare_runs(runs: Sequence[Run], *, metric: str | None, baseline: str | None, common_seeds: bool) -> list[Block]:
+    """The same of runs that are read already."""
+    if not runs:
+        raise BadRequest("no finished run is there; a run has recipe.yaml and summary.json in its folder")
+    known = shared_figures(runs)
+    reported = [name for name in known if name == "test_accuracy" or "shot_" in name]
+    metric = metric or next(iter([*reported, *known]), "")
+    if metric not in known:
+        raise BadRequest(
+            f"not every run has the figure {metric!r}{nearest(metric, known)}; all have {', '.join(known)}"
+        )
+    by_train = defaultdict(list)
+    for run in runs:
+        by_train[tuple(str(run.recipe.get(key)) for key in TRAIN_SET)].append(run)
+    blocks = [
+        _block(members, metric, baseline, common_seeds, _block_title(members, by_train))
+        for members in by_train.values()
+    ]
+    if all(len(block.groups) < 2 for block in blocks):
+        if len(blocks) > 1:
+            titles = "; ".join(block.title for block in blocks)
+            raise BadRequest(f"no two runs trained on the same images differ in anything but the seed ({titles})")
+        raise BadRequest(f"all {len(runs)} runs have the same recipe but for the seed: there is nothing to compare")
+    return blocks
+
+
+def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Every finished run in the folders, below them, or matched by a glob; notes name the unfinished.
+
+    A run whose `embed` folder holds what `schane embed` made of it has those figures too.
+    """
+    folders: dict[Path, None] = {}
+    for given in paths:
+        matched = [Path(name) for name in sorted(glob.glob(given))]
+        if not matched:
+            raise BadRequest(f"nothing is at {given}")
+        for place in matched:
+            folders |= {file.parent: None for file in sorted(place.rglob("recipe.yaml"))}
+    runs, unfinished = [], []
+    for folder in folders:
+        if not (folder / "summary.json").is_file():
+            unfinished.append(str(folder))
+            continue
+        summary = json.loads((folder / "summary.json").read_text())
+        if "runs" not in summary and summary.get("command") != "embed":  # the parent of several seeds is no run either
+            runs.append(_read_run(folder, summary))
+    notes = [f"{len(unfinished)} unfinished left out: {', '.join(unfinished[:3])}"] if unfinished else []
+    return runs, notes
+
+
+def _read_run(folder: Path, summary: Mapping[str, Any]) -> Run:
+    run = make_run(str(folder), flatten(read_recipe(folder / "recipe.yaml")), summary)
+    file = folder / "embed" / "summary.json"
+    if not file.is_file():
+        return run
+    found = json.loads(file.read_text())
+    where = f"{found['dataset']} {found['split']} {found['layer']}, n={found['n']}"
+    own = [one for one in found["checkpoints"] if folder.resolve() in Path(one["checkpoint"]).resolve().parents]
+    figures = {
+        f"{where}: {name}": figure
+        for one in own
+        for name, figure in one["figures"].items()
+        if figure["value"] is not None
+    }
+    return replace(
+        run,
+        figures={**run.figures, **{name: figure["value"] for name, figure in figures.items()}},
+        directions={name: figure["direction"] for name, figure in figures.items()},
+    )
+
+
+def make_run(path: str, recipe: Mapping[str, Any], summary: Mapping[str, Any], label: str | None = None) -> Run:
+    """A run from its flat recipe and its summary."""
+    figures = {
+        name: float(value)
+        for name, value in summary.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and not name.endswith("_n")
+    }
+    splits = {"test"} if "results" in summary else {"test", "val"}  # few-shot's val accuracy may be over episodes
+    split_of = {name: split for name in figures if (split := name.split("_")[0]) in splits and f"{split}_n" in summary}
+    counts = {name: f"n = {summary[f'{split}_n']:,} images" for name, split in split_of.items()}
+    for result in summary.get("results", []):
+        prefix = f"{result['checkpoint']}_" if len(summary["checkpoints"]) > 1 else ""
+        name = f"{prefix}{result['shots']}shot_{result['classifier']}_accuracy"
+        figures[name], counts[name] = result["accuracy"], f"n = {result['accuracy_episodes']:,} episodes"
+    identity = {name: value for name, value in summary.items() if name.endswith("_sha256") and isinstance(value, str)}
+    identity |= {f"episodes_{shots}": value for shots, value in summary.get("episodes_sha256", {}).items()}
+    seed = int(summary.get("seed", recipe.get("seed", 0)))
+    return Run(path, recipe, figures, identity, seed, label, counts=counts)
+
+
+_NOT_FIGURES = {
+    "seed", "epochs", "best_epoch", "ways", "queries", "dirichlet", "novel_n", "images_per_second", "data_wait_percent",
+}  # fmt: skip
+
+
+def shared_figures(runs: Iterable[Run]) -> list[str]:
+    """Names of the figures that every run has, in the first one's order; accuracies before costs."""
+    every = list(runs)
+    names = [name for name in every[0].figures if name not in _NOT_FIGURES and all(name in r.figures for r in every)]
+    return [*(name for name in names if name not in COST), *(name for name in names if name in COST)]
+
+
+def _block_title(members: Sequence[Run], by_train: Mapping[Any, Any]) -> str:
+    recipe = members[0].recipe
+    title = str(recipe["data.dataset"])
+    if len(by_train) > 1 or recipe.get("data.train_per_class"):
+        per_class = recipe.get("data.train_per_class")
+        title += f", {per_class} images a class" if per_class else ", all images"
+    return title
+
+
+def _block(members: Sequence[Run], metric: str, baseline: str | None, common: bool, title: str) -> Block:
+    _same_data(members, metric)
+    groups = _groups(members)
+    seeds, notes = _paired_seeds(groups, common)
+    first = _baseline(groups, baseline)
+    others = [group for group in groups if group is not first]
+    differences = _differences(first, others, metric, seeds)
+    sign = -1 if members[0].direction(metric) == "lower" else 1
+    ordered = sorted(groups, key=lambda group: -sign * float(np.mean(group.values(metric, seeds))))
+    return Block(title, metric, tuple(seeds), tuple(ordered), tuple(differences), tuple(notes))
+
+
+def _same_data(members: Sequence[Run], metric: str) -> None:
+    """BadRequest where two runs were scored on other images (or episodes), or trained on others."""
+    first = members[0]
+    for name in sorted(set(first.identity).union(*(run.identity for run in members))):
+        for run in members:
+            if run.identity.get(name) != first.identity.get(name):
+                what = "episodes" if name.startswith("episodes") else f"{name.removesuffix('_sha256')} images"
+                raise BadRequest(f"{run.path} and {first.path} have other {what}: their {metric} cannot be compared")
+
+
+def _groups(members: Sequence[Run]) -> list[Group]:
+    keys = {key for run in members for key in run.recipe if key not in INDIFFERENT}
+    differing = [
+        key for key in members[0].recipe if key in keys and len({repr(run.recipe.get(key)) for run in members}) > 1
+    ]
+    found: dict[str, dict[int, Run]] = defaultdict(dict)
+    for run in members:
+        label = run.label or _group_label(run, differing)
+        if run.seed in found[label]:
+            raise BadRequest(f"{found[label][run.seed].path} and {run.path} are the same run: {label}, seed {run.seed}")
+        found[label][run.seed] = run
+    return [Group(label, runs) for label, runs in found.items()]
+
+
+def _group_label(run: Run, differing: Sequence[str]) -> str:
+    """`schane lr=0.002`: the loss by its name alone, other keys by their last part where that is clear."""
+    last = [key.rsplit(".", 1)[-1] for key in differing]
+    parts = []
+    for key, short in zip(differing, last, strict=True):
+        value = run.recipe.get(key)
+        name = short if last.count(short) == 1 else key
+        parts.append(str(value) if key == "loss.name" else f"{name}={value}")
+    return " ".join(parts) or "all"
+
+
+def _paired_seeds(groups: Sequence[Group], common: bool) -> tuple[list[int], list[str]]:
+    """The seeds that every group has; BadRequest where some lack, unless the common ones are asked for."""
+    every = sorted(set().union(*(group.runs for group in groups)))
+    shared = [seed for seed in every if all(seed in group.runs for group in groups)]
+    lacking = [f"{group.label} lacks {[s for s in every if s not in group.runs]}" for group in groups]
+    lacking = [text for text, group in zip(lacking, groups, strict=True) if len(group.runs) < len(every)]
+    if not lacking:
+        return shared, []
+    if not common:
+        raise BadRequest(
+            f"seeds are missing: {'; '.join(lacking)}; --common-seeds compares the {len(shared)} common ones"
+        )
+    if not shared:
+        raise BadRequest(f"no seed is common to all groups: {'; '.join(lacking)}")
+    return shared, [f"only the common seeds {shared}: {'; '.join(lacking)}"]
+
+
+def _baseline(groups: Sequence[Group], name: str | None) -> Group:
+    """The group to compare with: the named one, else cross-entropy alone, else the first."""
+    if name is None:
+        plain_ce = [group for group in groups if next(iter(group.runs.values())).recipe.get("loss.name") == "ce"]
+        return (plain_ce or list(groups))[0]
+    labels = [group.label for group in groups]
+    if name not in labels:
+        raise BadRequest(f"no group is called {name!r}{nearest(name, labels)}; there are {', '.join(labels)}")
+    return groups[labels.index(name)]
+
+
+def _differences(first: Group, others: Sequence[Group], metric: str, seeds: Sequence[int]) -> list[Difference]:
+    """Each group against the first: over seeds, or over the episodes where each is one few-shot run."""
+    if len(seeds) > 1:
+        before = first.values(metric, seeds)
+        pairs, unit = [paired_comparison(before, group.values(metric, seeds)) for group in others], "seeds"
+        changes = [np.subtract(group.values(metric, seeds), before) for group in others]
+    elif metric.endswith("_accuracy") and "shot_" in metric:
+        scores = {group.label: _episode_accuracies(group.runs[seeds[0]], metric) for group in [first, *others]}
+        pairs = [paired_comparison(scores[first.label], scores[group.label]) for group in others]
+        unit = "episodes"
+        changes = [scores[group.label] - scores[first.label] for group in others]
+    else:
+        return []
+    adjusted, direction = holm([pair.p_value for pair in pairs]), first.runs[seeds[0]].direction(metric)
+    return [
+        Difference(
+            group.label,
+            first.label,
+            pair,
+            unit,
+            effect_size(change),
+            p,
+            sentence(group.label, first.label, metric, direction, pair, unit, p),
+        )
+        for group, pair, change, p in zip(others, pairs, changes, adjusted, strict=True)
+    ]
+
+
+def _episode_accuracies(run: Run, metric: str) -> np.ndarray:
+    """Accuracy of each saved episode of a few-shot run, in order."""
+    shots, classifier = metric.removesuffix("_accuracy").split("shot_", 1)
+    frame = pd.read_parquet(Path(run.path) / "episodes.parquet", columns=["shots", "classifier", "episode", "accuracy"])
+    chosen = frame[(frame["shots"] == int(shots)) & (frame["classifier"] == classifier)]
+    return chosen.sort_values("episode")["accuracy"].to_numpy()
+
+
+def sentence(
+    label: str, baseline: str, metric: str, direction: str, pair: PairedComparison, unit: str, p_adjusted: float
+) -> str:
+    """`schane is better than ce by 1.20 points of test_accuracy (95 % interval ...)`, or that they are not told apart.
+
+    A verdict needs Holm's adjusted p below 0.05: what one of many comparisons shows by chance is none.
+    """
+    scale, points = (100, " points") if metric.endswith("accuracy") else (1, "")
+    change, low, high = (scale * value for value in (pair.difference, pair.low, pair.high))
+    interval = f"95 % interval {low:+.3g} to {high:+.3g}"
+    how = f"paired over {pair.n_episodes} {unit}, p = {p_adjusted:.2g}"
+    if p_adjusted >= 0.05:
+        return f"{label} and {baseline} are not told apart: {change:+.3g}{points} of {metric} ({interval}, {how})"
+    words = {"higher": ("worse", "better"), "lower": ("better", "worse"), "none": ("lower", "higher")}
+    verdict = words[direction][change > 0]
+    return f"{label} is {verdict} than {baseline}: {change:+.3g}{points} of {metric} ({interval}, {how})"
+
+
+def as_json(blocks: Sequence[Block], notes: Sequence[str]) -> dict[str, Any]:
+    """What summary.json and `--json` say."""
+    return plain(
+        {
+            "command": "compare",
+            "notes": list(notes),
+            "blocks": [
+                {
+                    "title": block.title,
+                    "metric": block.metric,
+                    "seeds": list(block.seeds),
+                    "count": block.count,
+                    "groups": block.table().to_dict("records"),
+                    "sentences": [difference.sentence for difference in block.differences],
+                    "notes": list(block.notes),
+                }
+                for block in blocks
+            ],
+        }
+    )

@@ -1,0 +1,279 @@
+"""`schane eval`: top-1, top-5, per-class accuracy and calibration of a checkpoint, each with its n and interval."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from schane_cli.commands.robustness import Foreign, corruption_figures, load_foreign, ood_figures, outputs
+from schane_cli.datasets.load import load_splits
+from schane_cli.errors import BadRequest
+from schane_cli.features.extract import Features
+from schane_cli.images.imageset import ImageSet
+from schane_cli.metrics import classification as metrics
+from schane_cli.metrics.classification import Calibration
+from schane_cli.metrics.intervals import Estimate
+from schane_cli.models.checkpoint import Loaded, load_checkpoint
+from schane_cli.recipe import DataRecipe, Recipe, build_recipe
+from schane_cli.reports import plots
+from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label
+from schane_cli.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Classification figures of one image set, and the seconds of its pass through loader and model."""
+
+    top1: Estimate
+    top5: Estimate | None  # None with five classes or fewer, where it says nothing
+    per_class: list[Estimate | None]
+    calibration: Calibration
+    features: Features
+    seconds: float
+
+    def summary(self, split: str) -> dict[str, Any]:
+        """Flat, JSON-ready figures under names that begin with the split's."""
+        named = {f"{split}_accuracy": self.top1, f"{split}_top5_accuracy": self.top5}
+        return {f"{split}_n": self.top1.n, **flat(named), **calibration_figures(split, self.calibration)}
+
+
+def flat(named: Mapping[str, Estimate | None]) -> dict[str, Any]:
+    """Each figure and its interval under `NAME` and `NAME_ci95`; a figure that says nothing is left out."""
+    found: dict[str, Any] = {}
+    for name, estimate in named.items():
+        if estimate is not None:
+            found |= {name: estimate.value, f"{name}_ci95": list(estimate.ci95)}
+    return found
+
+
+def calibration_figures(split: str, found: Calibration, suffix: str = "") -> dict[str, Any]:
+    """ECE, NLL and Brier score with their intervals."""
+    named = {"ece": found.ece, "nll": found.nll, "brier": found.brier}
+    return flat({f"{split}_{name}{suffix}": estimate for name, estimate in named.items()})
+
+
+def score(loaded: Loaded, images: ImageSet, *, device: torch.device, terminal: Terminal) -> Scores:
+    """One pass of the model over the images, and all figures from its logits."""
+    started = time.perf_counter()
+    with terminal.task(f"scoring {images.split}", len(images), "img") as task:
+        found = outputs(loaded, images, device=device, task=task)
+    seconds = time.perf_counter() - started
+    n_classes = found.logits.shape[1]
+    return Scores(
+        top1=metrics.topk_accuracy(found.logits, found.labels),
+        top5=metrics.topk_accuracy(found.logits, found.labels, k=5) if n_classes > 5 else None,
+        per_class=metrics.per_class_accuracy(found.logits, found.labels),
+        calibration=metrics.calibration(found.logits, found.labels, seed=0),
+        features=found,
+        seconds=seconds,
+    )
+
+
+def select_images(loaded: Loaded, data: DataRecipe, split: str) -> tuple[ImageSet, list[str]]:
+    """The split of the data, in the checkpoint's class order, and notes on how it came about.
+
+    Of a dataset with further classes only the images of the checkpoint's classes count, and a note says so.
+
+    Raises:
+        BadRequest: the dataset lacks a class of the checkpoint, or the split's name is unknown.
+    """
+    if split not in {"train", "val", "test"}:
+        raise BadRequest(f"unknown split {split!r}; allowed: train, val, test")
+    splits = load_splits(data)
+    images: ImageSet = getattr(splits, split)
+    lacking = [name for name in loaded.class_names if name not in images.class_names]
+    if lacking:
+        raise BadRequest(
+            f"the checkpoint's class {lacking[0]!r} is not in {data.dataset} ({len(lacking)} of "
+            f"{len(loaded.class_names)} are missing); evaluate it on the dataset that it was trained on"
+        )
+    if images.class_names == loaded.class_names:
+        return images, splits.notes
+    classes = [images.class_names.index(name) for name in loaded.class_names]
+    note = f"only the images of the checkpoint's {len(classes)} classes, of {len(images.class_names)}"
+    return images.only_classes(classes, images.split), [*splits.notes, note]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What `schane eval` does beyond its figures: corruption robustness, and sets that should look foreign."""
+
+    corruptions: bool = False
+    ood: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One dataset to evaluate on, read and checked."""
+
+    recipe: Recipe
+    images: ImageSet
+    held_out: ImageSet | None  # val, for the temperature; None where val is reported or was trained on
+    foreign: dict[str, Foreign]
+    notes: list[str]
+
+
+def evaluate(
+    checkpoint: Path,
+    *,
+    datasets: Sequence[str] = (),
+    overrides: Mapping[str, Any],
+    split: str,
+    extras: Extras = Extras(),
+    out: Path | None,
+    terminal: Terminal,
+) -> dict[str, Any]:
+    """Score a checkpoint or run folder on a split of one or several datasets; returns the content of summary.json.
+
+    `overrides` are dotted recipe keys on top of the checkpoint's own recipe (data.root, device). Several datasets get
+    a folder each below the run folder.
+
+    Raises:
+        BadRequest: no such checkpoint, device, split or dataset, or classes that do not go together; before any work.
+    """
+    loaded = load_checkpoint(checkpoint)
+    names = list(datasets) or [loaded.recipe.data.dataset]
+    if len(set(names)) < len(names):
+        raise BadRequest(f"--dataset names a dataset twice: {', '.join(names)}")
+    plans = [make_plan(loaded, dataset_recipe(loaded, name, overrides), split, extras) for name in names]
+    device = pick_device(plans[0].recipe.device)
+    run = RunFolder(out or new_run_path("eval", recipe_label(plans[0].recipe), split))
+    run.create(plans[0].recipe, f"eval {checkpoint}")
+    terminal.say(f"checkpoint {loaded.path} (epoch {loaded.progress['epoch']:g}, {loaded.recipe.model.backbone})")
+    if len(plans) == 1:
+        return evaluate_one(loaded, plans[0], split, extras, run, device, terminal)
+    summaries = []
+    for plan in plans:
+        part = RunFolder(run.path / recipe_label(plan.recipe).rsplit(f"-{plan.recipe.model.backbone}", 1)[0])
+        part.create(plan.recipe, f"eval {checkpoint}")
+        summaries.append(evaluate_one(loaded, plan, split, extras, part, device, terminal))
+    shared = {"command": "eval", "checkpoint": str(loaded.path), "split": split}
+    summary = {**shared, "datasets": summaries, "run": str(run.path)}
+    run.finish(summary)
+    return summary
+
+
+def dataset_recipe(loaded: Loaded, dataset: str, overrides: Mapping[str, Any]) -> Recipe:
+    """The checkpoint's recipe for a dataset; what it cut its own training images to says nothing of another's."""
+    values = {**overrides, "data.dataset": dataset}
+    if dataset != loaded.recipe.data.dataset:
+        values["data.train_per_class"] = None
+    return build_recipe(loaded.recipe.model_dump(mode="json"), values)
+
+
+def make_plan(loaded: Loaded, recipe: Recipe, split: str, extras: Extras) -> Plan:
+    """The images of an evaluation; BadRequest for what cannot be done."""
+    images, notes = select_images(loaded, recipe.data, split)
+    free = split == "test" and recipe.data.train_on == "train"
+    held_out = select_images(loaded, recipe.data, "val")[0] if free else None
+    foreign = {name: load_foreign(loaded, recipe, name, split) for name in extras.ood}
+    notes = [*notes, *(f"{name}: {one.note}" for name, one in foreign.items() if one.note)]
+    return Plan(recipe, images, held_out, foreign, notes)
+
+
+def evaluate_one(
+    loaded: Loaded, plan: Plan, split: str, extras: Extras, run: RunFolder, device: torch.device, terminal: Terminal
+) -> dict[str, Any]:
+    """Figures, tables and summary of one dataset, into its own folder."""
+    images, dataset = plan.images, plan.recipe.data.dataset
+    terminal.say(f"data       {dataset} {split}: {len(images)} images, {len(images.class_names)} classes")
+    for note in plan.notes:
+        terminal.say(f"           {note}")
+    scores = score(loaded, images, device=device, terminal=terminal)
+    found = scores.features
+    summary = {
+        "command": "eval",
+        "checkpoint": str(loaded.path),
+        "dataset": dataset,
+        "split": split,
+        "split_notes": plan.notes,
+        **scores.summary(split),
+        "images_per_second": len(images) / scores.seconds,
+        "device": str(device),
+        "reliability": bins(scores.calibration),
+        **scaled(loaded, plan, found, split, device, terminal),
+        **(corruption_figures(loaded, images, device, terminal) if extras.corruptions else {}),
+        **(ood_figures(loaded, plan.recipe, found, plan.foreign, device, terminal) if extras.ood else {}),
+        "run": str(run.path),
+    }
+    write_tables(run, scores, images)
+    plots.save(plots.mistakes(worst_mistakes(found, images)), run.figures / "mistakes.png")
+    run.finish(summary)
+    return plain(summary)
+
+
+def scaled(
+    loaded: Loaded, plan: Plan, found: Features, split: str, device: torch.device, terminal: Terminal
+) -> dict[str, Any]:
+    """Calibration after temperature scaling (Guo et al. 2017), the temperature fitted on val; none for val itself."""
+    if plan.held_out is None:
+        return {}
+    with terminal.task("scoring val for the temperature", len(plan.held_out), "img") as task:
+        held_out = outputs(loaded, plan.held_out, device=device, task=task)
+    fit = metrics.fit_temperature(held_out.logits, held_out.labels)
+    after = metrics.calibration(found.logits, found.labels, seed=0, temperature=fit.temperature)
+    return {
+        "temperature": fit.temperature,
+        "temperature_val_n": len(held_out.labels),
+        **calibration_figures(split, after, "_scaled"),
+        "reliability_scaled": bins(after),
+    }
+
+
+def bins(found: Calibration) -> list[dict[str, Any]]:
+    """The reliability diagram's bins, JSON-ready."""
+    return [
+        {
+            "low": b.low,
+            "high": b.high,
+            "n": b.n,
+            "confidence": b.confidence,
+            "accuracy": b.accuracy.value if b.accuracy else None,
+            "accuracy_ci95": list(b.accuracy.ci95) if b.accuracy else None,
+        }
+        for b in found.reliability
+    ]
+
+
+def worst_mistakes(found: Features, images: ImageSet, most: int = 24) -> list[tuple[np.ndarray, str]]:
+    """The wrong predictions of highest confidence: (image uint8 (H, W, 3), `label, taken for prediction, 99 %`)."""
+    confidence, predicted = found.logits.double().softmax(1).max(1)
+    wrong = (predicted != found.labels).nonzero()[:, 0]
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:most].tolist()
+    name = images.class_names
+    return [
+        (
+            images.read(index).permute(1, 2, 0).numpy(),
+            f"{name[images.labels[index]]}\ntaken for {name[predicted[index]]}, {100 * confidence[index]:.0f} %",
+        )
+        for index in worst
+    ]
+
+
+def write_tables(run: RunFolder, scores: Scores, images: ImageSet) -> None:
+    """per_class.csv, predictions.csv and confusion.csv."""
+    import pandas as pd
+
+    probabilities = scores.features.logits.softmax(1)
+    predicted = probabilities.argmax(1)
+    rows = [
+        {"class": name, "n": e.n, "accuracy": e.value, "ci95_low": e.ci95[0], "ci95_high": e.ci95[1]}
+        for name, e in zip(images.class_names, scores.per_class, strict=True)
+        if e is not None
+    ]
+    pd.DataFrame(rows).to_csv(run.path / "per_class.csv", index=False)
+    names = list(images.class_names)
+    counts = metrics.confusion(scores.features.logits, scores.features.labels)
+    pd.DataFrame(counts, index=pd.Index(names, name="label"), columns=names).to_csv(run.path / "confusion.csv")
+    pd.DataFrame(
+        {
+            "id": images.ids,
+            "label": [names[label] for label in images.labels],
+            "prediction": [names[label] for label in predicted.tolist()],
+            "confidence": probabilities.max(1).values.numpy(),
+        }
+    ).to_csv(run.path / "predictions.csv", index=False)

@@ -1,0 +1,420 @@
+"""`schane fewshot`: N-way K-shot accuracy on classes that training never saw, with intervals that mean something."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from schane_cli.datasets.catalog import class_list
+from schane_cli.datasets.load import load_fewshot_splits
+from schane_cli.distributed import rank
+from schane_cli.errors import BadRequest, nearest
+from schane_cli.features.extract import extract
+from schane_cli.features.store import RandomView, stored_features
+from schane_cli.fewshot.classifiers import CLASSIFIERS, TRANSDUCTIVE
+from schane_cli.fewshot.episodes import Episodes, disjoint_episodes, draw_episodes
+from schane_cli.fewshot.scores import evaluate_episodes
+from schane_cli.images.imageset import ImageSet
+from schane_cli.images.splits import FewshotSplits
+from schane_cli.metrics.intervals import mean_ci95, paired_comparison
+from schane_cli.models.checkpoint import Loaded, load_checkpoint
+from schane_cli.models.model import SchaneModel
+from schane_cli.recipe import FewshotRecipe, Recipe, build_recipe
+from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label
+from schane_cli.terminal import Terminal
+from schane_cli.training.job import announce, describe, prepare, train
+from schane_cli.training.trainer import Job
+
+CURVE_SHOTS = (1, 2, 5, 10, 20)  # of the picture of accuracy against shots
+SELECTION_EPISODES = 200  # on the val classes, after each epoch of base training
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One checkpoint's embeddings of the novel images: `plain` (n, d), `copies` (c, n, d), `base_mean` (d,).
+
+    `copies` are None where the protocol has none, and `base_mean`, of the base classes, where no classifier wants it.
+    """
+
+    name: str
+    plain: torch.Tensor
+    copies: torch.Tensor | None
+    base_mean: torch.Tensor | None
+
+
+def fewshot(
+    checkpoints: Sequence[Path],
+    recipe: Recipe,
+    *,
+    allow_seen_classes: bool,
+    out: Path | None,
+    terminal: Terminal,
+    resume: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate checkpoints on episodes of the novel classes, or train one on the base classes first.
+
+    Returns the content of summary.json.
+
+    Raises:
+        BadRequest: what cannot be done: too few classes or images, an unknown classifier, a checkpoint that has
+            seen the novel classes (unless allowed).
+    """
+    started = time.perf_counter()
+    splits = load_fewshot_splits(recipe.data)
+    episodes = draw_all(splits.novel, recipe)
+    check_classifiers(recipe.fewshot)
+    training: dict[str, Any] = {}
+    if checkpoints:
+        loaded = [load_checkpoint(path) for path in checkpoints]
+        seen = {one.path: seen_classes(one, splits.novel, allow_seen_classes) for one in loaded}
+        run = RunFolder(out or new_run_path("fewshot", recipe_label(recipe)))
+        run.create(recipe, "fewshot")
+    else:
+        job = base_job(recipe, splits, out=out, terminal=terminal, resume=resume)
+        announce(job, splits.notes, splits.novel)
+        training = describe(job, train(job, resume is not None))
+        run, loaded, seen = job.run, [load_checkpoint(job.run.path)], {}
+    may_have_seen = [*pretraining_notes(loaded, recipe), *(note for note in seen.values() if note)]
+    for note in splits.notes if checkpoints else ():
+        terminal.say(note)
+    entrants = [entrant(one, splits, recipe, terminal) for one in loaded]
+    names = distinct([one.name for one in entrants])
+    named = dict(zip(names, entrants, strict=True))
+    results, correct = score_all(named, episodes, splits.novel, recipe, terminal)
+    summary = {
+        **training,
+        "command": "fewshot",
+        "dataset": recipe.data.dataset,
+        "checkpoints": [str(one.path) for one in loaded],
+        "ways": recipe.fewshot.ways,
+        "queries": recipe.fewshot.queries,
+        "dirichlet": recipe.fewshot.dirichlet,
+        "novel_classes": list(splits.novel.class_names),
+        "novel_n": len(splits.novel),
+        "test_sha256": splits.novel.identity(),
+        "episodes_sha256": {str(shots): drawn.hash() for shots, drawn in episodes.items()},
+        "notes": splits.notes,
+        "seen": may_have_seen,
+        "results": results,
+        "comparisons": compare(names, correct, recipe),
+        "curve": curve(named, results, splits.novel, recipe, terminal),
+        "total_seconds": time.perf_counter() - started,
+        "run": str(run.path),
+    }
+    if rank() == 0:
+        write_tables(run, correct, episodes, splits.novel)
+        run.finish(summary)
+    return plain(summary)
+
+
+def draw_all(novel: ImageSet, recipe: Recipe) -> dict[int, Episodes]:
+    """The episodes for each number of shots."""
+    return {shots: draw(novel, recipe, shots) for shots in recipe.fewshot.shots}
+
+
+def draw(novel: ImageSet, recipe: Recipe, shots: int) -> Episodes:
+    """The recipe's episodes at a number of shots."""
+    settings = recipe.fewshot
+    return draw_episodes(
+        novel.labels,
+        n_way=settings.ways,
+        n_shot=shots,
+        n_query=settings.queries,
+        n_episodes=settings.episodes,
+        seed=settings.episode_seed,
+        dirichlet=settings.dirichlet,
+        class_names=novel.class_names,
+    )
+
+
+def check_classifiers(settings: FewshotRecipe) -> None:
+    """BadRequest for a classifier that is not there."""
+    for name in settings.classifier:
+        if name not in CLASSIFIERS:
+            raise BadRequest(
+                f"unknown classifier {name!r}{nearest(name, CLASSIFIERS)}; known: {', '.join(CLASSIFIERS)}"
+            )
+
+
+def seen_classes(loaded: Loaded, novel: ImageSet, allowed: bool) -> str | None:
+    """A note where the checkpoint was trained on novel classes; BadRequest unless that is allowed."""
+    seen = [name for name in loaded.class_names if name in novel.class_names]
+    if not seen:
+        return None
+    told = (
+        f"{loaded.path} was trained on {len(seen)} of the {len(novel.class_names)} test classes ({', '.join(seen[:3])})"
+    )
+    if not allowed:
+        raise BadRequest(f"{told}: that is no few-shot result; --allow-seen-classes evaluates it all the same, marked")
+    return f"SEEN CLASSES: {told}"
+
+
+def pretraining_notes(loaded: Sequence[Loaded], recipe: Recipe) -> list[str]:
+    """Warnings where a pretrained backbone may have seen the test classes."""
+    notes = [
+        seen_classes_note(one.recipe.model.backbone, one.recipe.model.weights, recipe.data.dataset) for one in loaded
+    ]
+    return list(dict.fromkeys(note for note in notes if note))
+
+
+def base_job(
+    recipe: Recipe, splits: FewshotSplits, *, out: Path | None, terminal: Terminal, resume: Path | None = None
+) -> Job:
+    """Base training by the shared core. Where the dataset has val classes the epoch is chosen by episodes on them."""
+    job = prepare(recipe, splits.base, splits.base_val, "fewshot", out=out, terminal=terminal, resume=resume)
+    if splits.novel_val is not None:
+        job.val = splits.novel_val
+        job.validate = lambda model: episode_score(model, job, recipe)
+    return job
+
+
+def episode_score(model: SchaneModel, job: Job, recipe: Recipe) -> tuple[float, float]:
+    """(mean nearest-centroid accuracy over episodes on the val classes, its complement)."""
+    settings = recipe.fewshot
+    episodes = draw_episodes(
+        job.val.labels,
+        n_way=min(settings.ways, len(job.val.class_names)),
+        n_shot=max(settings.shots),
+        n_query=settings.queries,
+        n_episodes=SELECTION_EPISODES,
+        seed=settings.episode_seed,
+        class_names=job.val.class_names,
+    )
+    found = extract(model, job.val, job.spec, device=job.device, batch_size=recipe.train.batch_size, workers=0)
+    scores = evaluate_episodes(found.embedding, episodes, classifier="centroid", normalize="l2", device=job.device)
+    accuracy = float(scores.accuracies.mean())
+    return accuracy, 1 - accuracy
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, numbered where two are alike."""
+    return [name if names.count(name) == 1 else f"{name}#{names[:i].count(name) + 1}" for i, name in enumerate(names)]
+
+
+def entrant(loaded: Loaded, splits: FewshotSplits, recipe: Recipe, terminal: Terminal) -> Entrant:
+    """The checkpoint's embeddings, each image (and each random copy) through the backbone once, kept on disk."""
+    settings = recipe.fewshot
+    views = [RandomView(recipe.augment, settings.episode_seed, number) for number in range(settings.support_copies)]
+    copies = [embeddings(loaded, splits.novel, recipe, terminal, view) for view in views]
+    wants_base = "simpleshot" in settings.classifier
+    return Entrant(
+        name=loaded.path.parent.parent.name if loaded.path.parent.name == "checkpoints" else loaded.path.stem,
+        plain=embeddings(loaded, splits.novel, recipe, terminal),
+        copies=torch.stack(copies) if copies else None,
+        base_mean=embeddings(loaded, splits.base_val, recipe, terminal).mean(0) if wants_base else None,
+    )
+
+
+def embeddings(
+    loaded: Loaded, images: ImageSet, recipe: Recipe, terminal: Terminal, view: RandomView | None = None
+) -> torch.Tensor:
+    """Embeddings (n, d) of the images, or of a random view of each, in full precision; stored ones where there are."""
+    told = f"embedding {images.split}" + (f", copy {view.number + 1}" if view else "")
+    device = pick_device(recipe.device)
+    store, _ = stored_features(
+        loaded, images, recipe, device=device, amp="off", terminal=terminal, told=told, view=view
+    )
+    return torch.from_numpy(store.rows("embedding", np.arange(len(images))))
+
+
+def _accuracies(one: Entrant, episodes: Episodes, classifier: str, recipe: Recipe, task: Any = None) -> np.ndarray:
+    """Whether each query of each episode is right: bool (E, q)."""
+    done = 0
+
+    def advance(finished: int, _: int) -> None:
+        nonlocal done
+        if task is not None:
+            task.advance(finished - done)
+        done = finished
+
+    return evaluate_episodes(
+        one.plain,
+        episodes,
+        classifier=classifier,
+        normalize="none" if classifier == "simpleshot" else "l2" if recipe.fewshot.normalize else "none",
+        base_mean=one.base_mean,
+        augmented_support=one.copies,
+        device=pick_device(recipe.device),
+        progress=advance,
+    ).correct
+
+
+def score_all(
+    entrants: Mapping[str, Entrant],
+    episodes: Mapping[int, Episodes],
+    novel: ImageSet,
+    recipe: Recipe,
+    terminal: Terminal,
+) -> tuple[list[dict[str, Any]], dict[tuple[str, int, str], np.ndarray]]:
+    """One result a (checkpoint, shots, classifier), and whether each query was right, under the same key."""
+    settings = recipe.fewshot
+    keys = [(name, shots, method) for name in entrants for shots in settings.shots for method in settings.classifier]
+    results, correct = [], {}
+    with terminal.task("episodes", len(keys) * settings.episodes, "episode") as task:
+        for name, shots, method in keys:
+            right = _accuracies(entrants[name], episodes[shots], method, recipe, task)
+            correct[name, shots, method] = right
+            results.append(
+                {
+                    "checkpoint": name,
+                    "shots": shots,
+                    "classifier": method,
+                    "transductive": method in TRANSDUCTIVE,
+                    **interval("accuracy", right),
+                    **disjoint_interval(entrants[name], novel, shots, method, recipe),
+                }
+            )
+    return results, correct
+
+
+def interval(name: str, correct: np.ndarray) -> dict[str, Any]:
+    """Mean accuracy, its 95 % t-interval over episodes, and their number."""
+    mean, half = mean_ci95(correct.mean(1))
+    return {name: mean, f"{name}_ci95": [mean - half, mean + half], f"{name}_episodes": len(correct)}
+
+
+def disjoint_interval(one: Entrant, novel: ImageSet, shots: int, classifier: str, recipe: Recipe) -> dict[str, Any]:
+    """The same over episodes that share no image, which accounts for the finite test set (arXiv 2409.02850)."""
+    settings = recipe.fewshot
+    drawn = disjoint_episodes(
+        novel.labels, n_way=settings.ways, n_shot=shots, n_query=settings.queries, seed=settings.episode_seed
+    )
+    return interval("disjoint", _accuracies(one, drawn, classifier, recipe))
+
+
+def compare(
+    names: Sequence[str], correct: Mapping[tuple[str, int, str], np.ndarray], recipe: Recipe
+) -> list[dict[str, Any]]:
+    """Every further checkpoint against the first, paired on the same episodes, with a sentence for each."""
+    settings = recipe.fewshot
+    return [
+        _compare_two(names[0], other, shots, method, correct)
+        for other in names[1:]
+        for shots in settings.shots
+        for method in settings.classifier
+    ]
+
+
+def _compare_two(
+    first: str, other: str, shots: int, method: str, correct: Mapping[tuple[str, int, str], np.ndarray]
+) -> dict[str, Any]:
+    pair = paired_comparison(correct[first, shots, method].mean(1), correct[other, shots, method].mean(1))
+    verdict = "better than" if pair.low > 0 else "worse than" if pair.high < 0 else "not told apart from"
+    sentence = (
+        f"{shots}-shot, {method}: {other} is {verdict} {first}: {100 * pair.difference:+.2f} points (95 % interval "
+        f"{100 * pair.low:+.2f} to {100 * pair.high:+.2f}) over the same {pair.n_episodes} episodes, "
+        f"p = {pair.p_value:.2g}"
+    )
+    return {
+        "sentence": sentence,
+        "first": first,
+        "other": other,
+        "shots": shots,
+        "classifier": method,
+        "difference": pair.difference,
+        "difference_ci95": [pair.low, pair.high],
+        "p_value": pair.p_value,
+        "episodes": pair.n_episodes,
+    }
+
+
+def curve(
+    entrants: Mapping[str, Entrant],
+    results: Sequence[Mapping[str, Any]],
+    novel: ImageSet,
+    recipe: Recipe,
+    terminal: Terminal,
+) -> list[dict[str, Any]]:
+    """Accuracy against shots, for the picture: the results, and nearest centroid at as many shots as there is room for.
+
+    Nearest centroid costs the same at any number of shots; 20 shots of 5 copies each would take the logistic regression
+    a second an episode.
+    """
+    shown = ("checkpoint", "classifier", "shots", "accuracy", "accuracy_ci95", "accuracy_episodes")
+    rows = [{key: result[key] for key in shown} for result in results]
+    known = {(row["checkpoint"], row["shots"]) for row in rows if row["classifier"] == "centroid"}
+    settings = recipe.fewshot
+    most_queries = settings.queries * (settings.ways if settings.dirichlet else 1)  # of one class
+    room = int(np.bincount(novel.labels).min()) - most_queries
+    lacking = {n: [name for name in entrants if (name, n) not in known] for n in CURVE_SHOTS if n <= room}
+    with terminal.task("accuracy by shots", sum(map(len, lacking.values())), "point") as task:
+        for shots in (shots for shots, names in lacking.items() if names):
+            drawn = draw(novel, recipe, shots)
+            for name in lacking[shots]:
+                right = _accuracies(entrants[name], drawn, "centroid", recipe)
+                key = {"checkpoint": name, "classifier": "centroid", "shots": shots}
+                rows.append({**key, **interval("accuracy", right)})
+                task.advance()
+    return sorted(rows, key=lambda row: row["shots"])
+
+
+def write_tables(
+    run: RunFolder,
+    correct: Mapping[tuple[str, int, str], np.ndarray],
+    episodes: Mapping[int, Episodes],
+    novel: ImageSet,
+) -> None:
+    """episodes.parquet (one row an episode and entrant) and per_class.csv (how hard each novel class is)."""
+    frames, hardness = [], []
+    for (name, shots, method), right in correct.items():
+        drawn = episodes[shots]
+        key = {"checkpoint": name, "shots": shots, "classifier": method}
+        frames.append(
+            pd.DataFrame(
+                {
+                    **key,
+                    "episode": np.arange(len(right)),
+                    "accuracy": right.mean(1),
+                    "classes": drawn.classes.tolist(),
+                    "support": drawn.support.reshape(len(drawn), -1).tolist(),
+                    "query": drawn.query.tolist(),
+                }
+            )
+        )
+        label = np.take_along_axis(drawn.classes, drawn.query_labels, axis=1)
+        for number, class_name in enumerate(novel.class_names):
+            of_class = right[label == number]
+            if of_class.size:
+                hardness.append({**key, "class": class_name, "n": of_class.size, "accuracy": of_class.mean()})
+    pd.concat(frames).to_parquet(run.path / "episodes.parquet", index=False)
+    pd.DataFrame(hardness).to_csv(run.path / "per_class.csv", index=False)
+
+
+def checkpoint_recipe(checkpoint: Path, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe of an evaluation: the checkpoint's own, with overrides on top."""
+    return build_recipe(load_checkpoint(checkpoint).recipe.model_dump(mode="json"), overrides)
+
+
+def seen_classes_note(backbone: str, weights: str, dataset: str) -> str | None:
+    """A warning where pretraining of the backbone has seen the few-shot test classes, or may have; None otherwise.
+
+    `backbone` is a timm name or a short one, `weights` the recipe's model.weights (`random` has seen nothing).
+    """
+    if weights == "random" or dataset not in {"miniimagenet", "tieredimagenet", "cifarfs", "fc100"}:
+        return None
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(backbone)
+    known = f"{backbone} {config.tag or ''} {config.hf_hub_id or ''} {config.url or ''}" if config else backbone
+    imagenet = bool(re.search(r"in(1|12|21|22)k|imagenet|beit", known)) or (
+        config is not None and config.num_classes == 1000
+    )
+    if weights != "pretrained":
+        return f"WARNING: {weights} may have been pretrained on the test classes of {dataset}; nothing here can tell"
+    if not imagenet:
+        return (
+            f"WARNING: what {backbone} was pretrained on is not known here; it may have seen {dataset}'s test classes"
+        )
+    if dataset in {"miniimagenet", "tieredimagenet"}:
+        count = len(class_list(dataset)["test"])
+        return (
+            f"WARNING: {backbone} was pretrained on ImageNet, which has all {count} test classes of {dataset}: this "
+            "measures transfer, not learning of novel classes"
+        )
+    return f"WARNING: {backbone} was pretrained on ImageNet, which has classes like the test classes of {dataset}"

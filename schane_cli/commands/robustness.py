@@ -1,0 +1,154 @@
+"""How a checkpoint fares on damaged images, and whether it notices images that are none of its classes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from schane_cli.datasets.load import load_splits
+from schane_cli.errors import BadRequest
+from schane_cli.features.extract import Features, extract
+from schane_cli.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from schane_cli.images.imageset import ImageSet
+from schane_cli.images.loader import Damage, worker_count
+from schane_cli.metrics.bootstrap import Bootstrap, bootstrap_interval
+from schane_cli.metrics.intervals import accuracy_interval
+from schane_cli.metrics.ood import energy_score, knn_score, max_softmax_score, ood_detection
+from schane_cli.models.checkpoint import Loaded
+from schane_cli.models.model import place
+from schane_cli.recipe import Recipe
+from schane_cli.terminal import Task, Terminal
+
+MAX_BANK = 20_000  # training images in the kNN score's bank
+NEAREST = 50  # Sun et al. 2022
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An out-of-distribution set: images of none of the checkpoint's classes; `note` says what was left out."""
+
+    images: ImageSet
+    note: str | None
+
+
+def outputs(
+    loaded: Loaded, images: ImageSet, *, device: torch.device, task: Task | None = None, damage: Damage | None = None
+) -> Features:
+    """What the checkpoint makes of an image set, batched as its recipe says."""
+    recipe = loaded.recipe
+    return extract(
+        place(loaded.model, device),
+        images,
+        loaded.input,
+        device=device,
+        batch_size=recipe.train.chunk_size or recipe.train.batch_size,
+        workers=worker_count(recipe.data, images),
+        amp=recipe.train.amp,
+        task=task,
+        damage=damage,
+    )
+
+
+def corruption_figures(loaded: Loaded, images: ImageSet, device: torch.device, terminal: Terminal) -> dict[str, Any]:
+    """Accuracy under each corruption and severity, and their mean with a bootstrap interval over images."""
+    rows, rights = [], []
+    with terminal.task("corruptions", len(CORRUPTIONS) * len(SEVERITIES) * len(images), "img") as task:
+        for name in CORRUPTIONS:
+            for severity in SEVERITIES:
+                damage = partial(_damaged, name, severity)
+                found = outputs(loaded, images, device=device, task=task, damage=damage)
+                right = (found.logits.argmax(1) == found.labels).numpy()
+                accuracy = accuracy_interval(int(right.sum()), len(right))
+                rows.append(
+                    {
+                        "corruption": name,
+                        "severity": severity,
+                        "accuracy": accuracy.value,
+                        "accuracy_ci95": list(accuracy.ci95),
+                        "n": accuracy.n,
+                    }
+                )
+                rights.append(right)
+    by_image = np.mean(rights, axis=0)  # (n,) share of the conditions in which the image is right
+    means = Bootstrap(len(by_image), n_resamples=1000, seed=0).means(by_image[:, None])[:, 0]
+    mean = float(by_image.mean())
+    return {
+        "corruption_accuracy": mean,
+        "corruption_accuracy_ci95": list(bootstrap_interval(mean, means, low=0.0, high=1.0)),
+        "corruption_n": len(by_image),
+        "corruptions": rows,
+    }
+
+
+def _damaged(name: str, severity: int, pixels: torch.Tensor, index: int) -> torch.Tensor:
+    damaged = corrupt(pixels.permute(1, 2, 0).numpy(), name, severity, index)
+    return torch.from_numpy(damaged).permute(2, 0, 1)
+
+
+def load_foreign(loaded: Loaded, recipe: Recipe, name: str, split: str) -> Foreign:
+    """The out-of-distribution set `name`, without the classes that the checkpoint knows.
+
+    Raises:
+        BadRequest: the dataset that is evaluated, an unknown one, or one whose classes are all known.
+    """
+    if name == recipe.data.dataset:
+        raise BadRequest(f"--ood {name} is the dataset that is evaluated; name another")
+    whole = recipe.data.model_copy(update={"dataset": name, "train_per_class": None})
+    images: ImageSet = getattr(load_splits(whole), split)
+    known = [one for one in images.class_names if one in loaded.class_names]
+    if not known:
+        return Foreign(images, None)
+    others = [number for number, one in enumerate(images.class_names) if one not in loaded.class_names]
+    if not others:
+        raise BadRequest(f"--ood {name} has no class that the checkpoint does not know: nothing in it is foreign")
+    left_out = f"{len(known)} of its classes are the checkpoint's and left out ({', '.join(known[:3])})"
+    return Foreign(images.only_classes(others, images.split), left_out)
+
+
+def ood_figures(
+    loaded: Loaded,
+    recipe: Recipe,
+    found: Features,
+    foreign: Mapping[str, Foreign],
+    device: torch.device,
+    terminal: Terminal,
+) -> dict[str, Any]:
+    """AUROC and FPR95 of three scores on each foreign set; kNN's bank are training images, never the reported ones."""
+    own = recipe.data.model_copy(update={"dataset": loaded.recipe.data.dataset})
+    train = load_splits(own).train
+    chosen = np.sort(np.random.default_rng(0).permutation(len(train))[:MAX_BANK])
+    total = len(chosen) + sum(len(one.images) for one in foreign.values())
+    rows = []
+    with terminal.task("out of distribution", total, "img") as task:
+        bank = outputs(loaded, train.subset(chosen, "train"), device=device, task=task).embedding
+        nearest = min(NEAREST, len(bank))
+        inside = _scores(found, bank, nearest)
+        for name, one in foreign.items():
+            outside = _scores(outputs(loaded, one.images, device=device, task=task), bank, nearest)
+            rows += [_row(name, score, inside[score], outside[score]) for score in inside]
+    return {"ood": rows, "ood_knn_bank_n": len(bank), "ood_knn_k": nearest}
+
+
+def _scores(found: Features, bank: torch.Tensor, nearest: int) -> dict[str, np.ndarray]:
+    return {
+        "MSP": max_softmax_score(found.logits),
+        "energy": energy_score(found.logits),
+        "kNN": knn_score(found.embedding, bank, k=nearest),
+    }
+
+
+def _row(name: str, score: str, inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:
+    detection = ood_detection(inside, outside, seed=0)
+    return {
+        "dataset": name,
+        "score": score,
+        "auroc": detection.auroc.value,
+        "auroc_ci95": list(detection.auroc.ci95),
+        "fpr95": detection.fpr95.value,
+        "fpr95_ci95": list(detection.fpr95.ci95),
+        "n_in": detection.n_in,
+        "n_out": detection.n_out,
+    }

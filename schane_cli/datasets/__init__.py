@@ -1,0 +1,1 @@
+"""Which datasets exist, how to get them and read them."""

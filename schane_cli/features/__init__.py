@@ -1,0 +1,1 @@
+"""Model and images in, embeddings and logits out; the store on disk."""

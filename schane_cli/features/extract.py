@@ -1,0 +1,96 @@
+"""Model and images to embeddings, projections and logits: one pass, in order, sharded over processes."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from schane_cli.distributed import rank, world_size
+from schane_cli.images.imageset import ImageSet
+from schane_cli.images.loader import Damage, eval_loader, eval_transform
+from schane_cli.models.model import InputSpec, Outputs, SchaneModel
+from schane_cli.terminal import Task
+
+
+@dataclass(frozen=True)
+class Features:
+    """Outputs for the n images of a set, float32 on the CPU, row i for image i; labels int64 (n,)."""
+
+    embedding: torch.Tensor  # (n, d)
+    projection: torch.Tensor  # (n, p)
+    logits: torch.Tensor  # (n, C)
+    labels: torch.Tensor  # (n,)
+
+
+def normalise(images: torch.Tensor, spec: InputSpec, device: torch.device) -> torch.Tensor:
+    """uint8 (n, 3, S, S) -> float on `device`, by the backbone's own mean and std."""
+    mean = torch.tensor(spec.mean, device=device).view(3, 1, 1) * 255
+    std = torch.tensor(spec.std, device=device).view(3, 1, 1) * 255
+    return images.to(device, non_blocking=True).float().sub_(mean).div_(std)
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """bfloat16 autocast: always for `bfloat16`, on CUDA devices that have it for `auto`, never for `off`."""
+    enabled = amp == "bfloat16" or (amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@torch.no_grad()
+def extract(
+    model: SchaneModel,
+    images: ImageSet,
+    spec: InputSpec,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    amp: str = "off",
+    task: Task | None = None,
+    damage: Damage | None = None,
+) -> Features:
+    """Every image of the set through the model (eval mode) once; `damage` changes what it sees (corruptions.py).
+
+    Each process takes its share and the shares are put together by index, so that no image counts twice. All make as
+    many forward passes, since those of a model that is split over processes wait for each other.
+    """
+    own = np.arange(len(images))[rank() :: world_size()]
+    loader = eval_loader(
+        images,
+        eval_transform(spec.size, spec.crop_pct),
+        batch_size=batch_size,
+        workers=workers,
+        indices=own,
+        damage=damage,
+    )
+    parts: list[Outputs] = []
+    for pixels, _, _ in loader:
+        parts.append(_embed(model, pixels, spec, device, amp))
+        if task is not None:
+            task.advance(len(pixels) * world_size())
+    for _ in range(len(parts), math.ceil(math.ceil(len(images) / world_size()) / batch_size)):
+        _embed(model, torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8), spec, device, amp)
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else []
+    embedding, projection, logits = _gather(columns, own, len(images))
+    return Features(embedding, projection, logits, torch.from_numpy(images.labels))
+
+
+def _embed(model: SchaneModel, pixels: torch.Tensor, spec: InputSpec, device: torch.device, amp: str) -> Outputs:
+    model.eval()
+    with autocast(device, amp):
+        outputs = model(normalise(pixels, spec, device))
+    return Outputs(*(tensor.float().cpu() for tensor in outputs))
+
+
+def _gather(columns: list[torch.Tensor], own: np.ndarray, total: int) -> list[torch.Tensor]:
+    if world_size() == 1:
+        return columns
+    shares: list = [None] * world_size()
+    dist.all_gather_object(shares, (own, columns))
+    shares = [share for share in shares if len(share[0])]
+    whole = [torch.empty(total, *column.shape[1:]) for column in shares[0][1]]
+    for indices, share in shares:
+        for place, column in zip(whole, share, strict=True):
+            place[torch.from_numpy(indices)] = column
+    return whole

@@ -1,0 +1,1 @@
+"""Episodes, classifiers and their scores."""

@@ -1,0 +1,194 @@
+"""Few-shot classifiers on frozen features, batched over episodes.
+
+Shapes throughout: `support` (E, n_way, n_shot, d), `query` (E, q, d), logits (E, q, n_way). Everything runs on the
+device and in the precision of its inputs, except the logistic regression (see there).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from schane_cli.errors import BadRequest, nearest
+from schane_cli.fewshot.logistic_regression import fit_logistic
+
+NORMALIZATIONS = ("none", "l2", "cl2n")
+
+
+def normalize_features(features: Tensor, how: str, base_mean: Tensor | None = None) -> Tensor:
+    """Features (..., d): "none" as they are, "l2" to unit length, "cl2n" minus `base_mean` (d,), then to unit length.
+
+    "l2" is RFS's choice (Tian et al., arXiv 2003.11539); "cl2n" SimpleShot's (Wang et al., arXiv 1911.04623, section
+    3), with the mean feature of the base training classes.
+
+    Raises:
+        BadRequest: an unknown `how`, or "cl2n" without `base_mean`.
+    """
+    if how not in NORMALIZATIONS:
+        raise BadRequest(f"unknown normalisation {how!r}: {', '.join(NORMALIZATIONS)}{nearest(how, NORMALIZATIONS)}")
+    if how == "none":
+        return features
+    if how == "cl2n":
+        if base_mean is None:
+            raise BadRequest("CL2N (SimpleShot) needs base_mean, the mean feature of the base training classes")
+        features = features - base_mean.to(features)
+    return F.normalize(features, dim=-1)
+
+
+def centroid(support: Tensor, query: Tensor, *, distance: str = "euclidean") -> Tensor:
+    """Nearest class mean (ProtoNet; Snell et al., arXiv 1703.05175, equations 1 and 2).
+
+    `distance`: "euclidean", minus the squared distance up to a term equal for all classes; "cosine", the cosine.
+    """
+    prototypes = support.mean(dim=2)  # (E, n_way, d)
+    if distance == "cosine":
+        return _products(F.normalize(query, dim=-1), F.normalize(prototypes, dim=-1))
+    if distance != "euclidean":
+        raise BadRequest(f"unknown distance {distance!r}: euclidean or cosine")
+    return minus_distances(_products(query, prototypes), prototypes)
+
+
+def minus_distances(products: Tensor, prototypes: Tensor) -> Tensor:
+    """From inner products (E, q, n_way) with the prototypes; |q|^2 is left out: it moves no argmax and no softmax."""
+    return 2 * products - prototypes.square().sum(dim=-1).unsqueeze(1)
+
+
+def _products(query: Tensor, rows: Tensor) -> Tensor:
+    """Inner products (E, q, m) of queries and a few rows (E, m, d); rows on the left: half the time on a CPU."""
+    return (rows @ query.mT).mT
+
+
+def simpleshot(support: Tensor, query: Tensor, *, base_mean: Tensor | None = None) -> Tensor:
+    """SimpleShot CL2N (Wang et al., arXiv 1911.04623): nearest Euclidean class mean, features normalised "cl2n"."""
+    return centroid(normalize_features(support, "cl2n", base_mean), normalize_features(query, "cl2n", base_mean))
+
+
+def ridge(support: Tensor, query: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """Ridge regression on targets -1 and 1 with a free intercept, in closed form: scikit-learn's RidgeClassifier.
+
+    Solved in the span of the support (m x m, not d x d; Bertinetto et al., arXiv 1805.08136, equation 6).
+    """
+    flat, targets = _flatten(support)
+    center = flat.mean(dim=1, keepdim=True)
+    flat, query = flat - center, query - center
+    mean = 2 * targets.mean(dim=0) - 1
+    gram = flat @ flat.mT
+    gram.diagonal(dim1=-2, dim2=-1).add_(alpha)
+    weights = torch.linalg.solve(gram, (2 * targets - 1 - mean).expand(len(flat), -1, -1))
+    return _products(query, flat) @ weights + mean
+
+
+def logistic(support: Tensor, query: Tensor, *, C: float = 1.0) -> Tensor:  # noqa: N803 (scikit-learn's name)
+    """Multinomial logistic regression with an L2 penalty: scikit-learn's LogisticRegression(C), to convergence."""
+    flat, targets = _flatten(support)
+    # Without their mean, which the intercept takes up, and in float64 the inner products keep all their digits.
+    center = flat.mean(dim=1, keepdim=True)
+    flat = flat - center
+    rows = flat if flat.device.type == "mps" else flat.double()  # Apple's GPUs have no float64
+    coefficients, intercept = fit_logistic(rows @ rows.mT, targets, C=C)
+    products = _products(query, flat) - center @ flat.mT
+    return products @ coefficients.to(query.dtype) + intercept.to(query.dtype)
+
+
+def bd_cspn(support: Tensor, query: Tensor, *, sharpness: float = 10.0) -> Tensor:
+    """BD-CSPN (Liu et al., "Prototype rectification for few-shot learning", ECCV 2020, arXiv 1911.10713); transductive.
+
+    Logits are cosines to the rectified prototypes; `sharpness` is the paper's epsilon. All queries are pseudo-labelled,
+    not the Z surest of each class. Expects features of unit length.
+    """
+    prototypes, query = _rectify(support, query, sharpness)
+    return F.normalize(query, dim=-1) @ F.normalize(prototypes, dim=-1).mT
+
+
+def laplacianshot(
+    support: Tensor,
+    query: Tensor,
+    *,
+    smoothness: float = 0.7,
+    neighbours: int = 3,
+    sharpness: float = 10.0,
+    iterations: int = 20,
+) -> Tensor:
+    """LaplacianShot (Ziko et al., ICML 2020, arXiv 2006.15486, equation 9) on BD-CSPN's prototypes; transductive.
+
+    Squared distance to the prototypes plus `smoothness` (lambda; the paper tunes 0.1 to 1.5 on validation classes)
+    times the disagreement with each query's nearest `neighbours` queries. Expects features of unit length.
+    """
+    prototypes, query = _rectify(support, query, sharpness)
+    unary = torch.cdist(query, prototypes).square()
+    distances = torch.cdist(query, query)
+    distances.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+    nearest_queries = distances.topk(min(neighbours, query.shape[1] - 1), largest=False).indices
+    affinity = torch.zeros_like(distances).scatter_(-1, nearest_queries, 1.0)
+    logits = -unary
+    for _ in range(iterations):
+        logits = smoothness * (affinity @ logits.softmax(dim=-1)) - unary
+    return logits
+
+
+def _rectify(support: Tensor, query: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+    """BD-CSPN's prototypes (E, n_way, d) and the queries moved onto the support's mean (E, q, d).
+
+    Each prototype is the mean of its support and of the queries nearest to it by cosine, weighted by
+    softmax(sharpness * cosine) over these members.
+    """
+    flat, targets = _flatten(support)
+    query = query + (flat.mean(dim=1, keepdim=True) - query.mean(dim=1, keepdim=True))
+    members = torch.cat([flat, query], dim=1)  # (E, m + q, d)
+    cosine = F.normalize(members, dim=-1) @ F.normalize(support.mean(dim=2), dim=-1).mT
+    guess = F.one_hot(cosine[:, flat.shape[1] :].argmax(dim=-1), targets.shape[1])
+    belongs = torch.cat([targets.expand(len(flat), -1, -1), guess.to(targets)], dim=1).bool()
+    weights = (sharpness * cosine).masked_fill(~belongs, -torch.inf).softmax(dim=1)
+    return weights.mT @ members, query
+
+
+def _flatten(support: Tensor) -> tuple[Tensor, Tensor]:
+    """Support as rows (E, m, d), m = n_way * n_shot, and their one-hot classes (m, n_way)."""
+    n_way, n_shot = support.shape[1:3]
+    targets = torch.eye(n_way, device=support.device, dtype=support.dtype).repeat_interleave(n_shot, dim=0)
+    return support.flatten(1, 2), targets
+
+
+@dataclass(frozen=True)
+class Method:
+    """A classifier: its function, whether it looks at all queries of an episode together, and where it comes from."""
+
+    logits: Callable[..., Tensor]
+    transductive: bool
+    source: str
+
+
+CLASSIFIERS: dict[str, Method] = {
+    "centroid": Method(centroid, False, "ProtoNet, arXiv 1703.05175"),
+    "simpleshot": Method(simpleshot, False, "SimpleShot CL2N, arXiv 1911.04623"),
+    "ridge": Method(ridge, False, "R2-D2's ridge regression, arXiv 1805.08136"),
+    "logistic": Method(logistic, False, "RFS, arXiv 2003.11539"),
+    "bd-cspn": Method(bd_cspn, True, "BD-CSPN, arXiv 1911.10713"),
+    "laplacianshot": Method(laplacianshot, True, "LaplacianShot, arXiv 2006.15486"),
+}
+# Transductive methods use that the queries come together and, mostly, that classes are balanced: label them as such.
+TRANSDUCTIVE = frozenset(name for name, method in CLASSIFIERS.items() if method.transductive)
+
+
+def classify_logits(name: str, support: Tensor, query: Tensor, **options: Any) -> Tensor:
+    """Logits (E, q, n_way) of classifier `name`; `options` are that classifier's own keyword arguments.
+
+    Raises:
+        BadRequest: an unknown name.
+    """
+    if name not in CLASSIFIERS:
+        raise BadRequest(f"unknown classifier {name!r}: {', '.join(CLASSIFIERS)}{nearest(name, CLASSIFIERS)}")
+    return CLASSIFIERS[name].logits(support, query, **options)
+
+
+def classify(name: str, support: Tensor, query: Tensor, **options: Any) -> Tensor:
+    """Predicted way (E, q), int64, of every query; see `classify_logits`."""
+    return best_way(classify_logits(name, support, query, **options))
+
+
+def best_way(logits: Tensor) -> Tensor:
+    """The way (E, q) of the highest logit."""
+    return logits.max(dim=-1).indices  # argmax: ten times slower on a CPU

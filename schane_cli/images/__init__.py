@@ -1,0 +1,1 @@
+"""An image set: decoding, splits, random views, corruptions, the loader."""

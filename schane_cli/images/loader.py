@@ -1,0 +1,243 @@
+"""Views of images and the order they come in, both a pure function of the seed, so that a resumed run repeats them."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from schane_cli.errors import SchaneError
+from schane_cli.images.imageset import ImageSet
+from schane_cli.images.transforms import RandomViews, view_keys
+from schane_cli.recipe import AugmentRecipe, DataRecipe
+
+_SMALL_PIXELS = 64 * 64
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pixels, labels, indices
+
+
+def train_transform(augment: AugmentRecipe, size: int) -> RandomViews:
+    """uint8 (3, H, W) -> a random uint8 view (3, size, size). Draws from torch's default generator only."""
+    return RandomViews(augment, size)
+
+
+def eval_transform(size: int, crop_pct: float) -> v2.Transform:
+    """uint8 (3, H, W) -> the central uint8 view (3, size, size), after a resize of the short side to size/crop_pct."""
+    resized = round(size / crop_pct)
+    interpolation = v2.InterpolationMode.BICUBIC
+    return v2.Compose([v2.Resize(resized, interpolation=interpolation, antialias=True), v2.CenterCrop(size)])
+
+
+class TrainViews(Dataset):
+    """Item (epoch, index) -> (views uint8 (V, 3, S, S), label, index). The image is decoded once for all its views.
+
+    Every random number comes from (seed, epoch, index, view), so that the pixels are the same in any process and at
+    any batch size, and no other random stream is touched.
+    """
+
+    def __init__(self, images: ImageSet, transform: RandomViews, *, views: int, seed: int) -> None:
+        self.images, self.transform, self.views, self.seed = images, transform, views, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: tuple[int, int]) -> Batch:
+        views, labels, indices = self.__getitems__([item])
+        return views[0], labels[0], indices[0]
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
+        """A whole batch: views (B, V, 3, S, S), labels (B,), indices (B,)."""
+        epochs, indices = np.array(items, dtype=np.int64).T
+        keys = view_keys(self.seed, epochs, indices, self.views).reshape(-1)
+        decoded = [self.images.read(int(index)) for index in indices]
+        views = self.transform.many([image for image in decoded for _ in range(self.views)], keys)
+        labels = torch.from_numpy(self.images.labels[indices])
+        return views.view(len(items), self.views, *views.shape[1:]), labels, torch.from_numpy(indices)
+
+
+class _SingleView(TrainViews):
+    """The first view alone: batches (uint8 (B, 3, S, S), labels (B,), indices (B,))."""
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
+        views, labels, indices = super().__getitems__(items)
+        return views[:, 0], labels, indices
+
+
+# An image as the model is to see it, uint8 (3, S, S), and its index, to the same image damaged.
+Damage = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+class EvalViews(Dataset):
+    """Item index -> (uint8 (3, S, S), label, index); `damage`, if any, comes after resizing and cropping."""
+
+    def __init__(self, images: ImageSet, transform: v2.Transform, damage: Damage | None = None) -> None:
+        self.images, self.transform, self.damage = images, transform, damage
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Batch:
+        pixels, labels, indices = self.__getitems__([index])
+        return pixels[0], labels[0], indices[0]
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """A whole batch: uint8 (B, 3, S, S), labels (B,), indices (B,). Images of one size share one call."""
+        images = [self.images.read(index) for index in indices]
+        if len({image.shape for image in images}) == 1:
+            pixels = self.transform(torch.stack(images))
+        else:
+            pixels = torch.stack([self.transform(image) for image in images])
+        if self.damage is not None:
+            pixels = torch.stack([self.damage(one, index) for one, index in zip(pixels, indices, strict=True)])
+        return pixels.contiguous(), torch.from_numpy(self.images.labels[indices]), torch.tensor(indices)
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """The batches of a whole training run, from any step on: lists of (epoch, index) for this process.
+
+    The batch of a step is a function of (seed, step) alone. An epoch is n // batch_size steps over a fresh
+    permutation (the remainder is left out), or, with `classes_per_batch` m, as many steps of m classes x
+    batch_size / m images drawn from each. Process `rank` of `world` takes every world-th image of the batch.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        classes_per_batch: int | None = None,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.labels, self.batch_size, self.seed = labels, batch_size, seed
+        self.classes_per_batch, self.start_step = classes_per_batch, start_step
+        self.rank, self.world = rank, world
+        self.steps_per_epoch = len(labels) // batch_size
+        self.total_steps = self.steps_per_epoch * epochs
+        self._members = [np.flatnonzero(labels == label) for label in np.unique(labels)] if classes_per_batch else []
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return self.total_steps - self.start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start_step, self.total_steps):
+            epoch = step // self.steps_per_epoch
+            yield [(epoch, int(index)) for index in self.batch(step)[self.rank :: self.world]]
+
+    def batch(self, step: int) -> np.ndarray:
+        """Indices of the whole batch of `step`, over all processes."""
+        if self.classes_per_batch:
+            return self._balanced_batch(step)
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.labels)))
+        return self._order[1][within * self.batch_size : (within + 1) * self.batch_size]
+
+    def _balanced_batch(self, step: int) -> np.ndarray:
+        generator = np.random.default_rng((self.seed, step))
+        chosen = generator.choice(len(self._members), self.classes_per_batch, replace=False)
+        share = self.batch_size // len(chosen)
+        return np.concatenate([_draw(self._members[c], share, generator) for c in chosen])
+
+
+def _draw(members: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """`count` of `members`, each as often as any other: a class smaller than its share is gone through again."""
+    rounds = [generator.permutation(members) for _ in range(-(-count // len(members)))]
+    return np.concatenate(rounds)[:count]
+
+
+def train_loader(
+    images: ImageSet, sampler: StepSampler, transform: RandomViews, *, views: int, workers: int, pin_memory: bool
+) -> DataLoader:
+    """Batches (views uint8 (B, V, 3, S, S), labels (B,), indices (B,)) over all steps of the sampler."""
+    dataset = TrainViews(images, transform, views=views, seed=sampler.seed)
+    return _Loader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        generator=_own_generator(),
+        collate_fn=_as_it_is,
+    )
+
+
+def eval_loader(
+    images: ImageSet,
+    transform: v2.Transform,
+    *,
+    batch_size: int,
+    workers: int,
+    indices: np.ndarray | None = None,
+    damage: Damage | None = None,
+) -> DataLoader:
+    """Batches (uint8 (B, 3, S, S), labels (B,), indices (B,)) in order, over all images or over `indices`."""
+    order = list(range(len(images))) if indices is None else [int(i) for i in indices]
+    return _ordered(EvalViews(images, transform, damage), order, batch_size, workers)
+
+
+def view_loader(
+    images: ImageSet,
+    transform: RandomViews,
+    *,
+    seed: int,
+    number: int,
+    batch_size: int,
+    workers: int,
+    indices: np.ndarray,
+) -> DataLoader:
+    """As `eval_loader`, of one random view of each image: the one that training draws by `seed` in epoch `number`."""
+    order = [(number, int(index)) for index in indices]
+    return _ordered(_SingleView(images, transform, views=1, seed=seed), order, batch_size, workers)
+
+
+def _ordered(dataset: Dataset, order: Sequence[Any], batch_size: int, workers: int) -> DataLoader:
+    return _Loader(
+        dataset,
+        batch_size=batch_size,
+        sampler=order,
+        num_workers=workers,
+        generator=_own_generator(),
+        collate_fn=_as_it_is,
+    )
+
+
+class _Loader(DataLoader):
+    """A DataLoader whose worker processes fail with our one sentence, not with their traceback as its text."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except SchaneError as error:
+            last = str(error).rstrip().splitlines()[-1]
+            raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from None
+
+
+def _as_it_is(batch: Any) -> Any:
+    """The data sets above make whole batches."""
+    return batch
+
+
+def _own_generator() -> torch.Generator:
+    """A loader draws a seed when it starts; from the global stream that draw would set a resumed run apart."""
+    return torch.Generator().manual_seed(0)
+
+
+def worker_count(data: DataRecipe, images: ImageSet) -> int:
+    """The recipe's loader processes; for -1 the cores left over, shared by the devices, at most 8.
+
+    Without a GPU small images in memory get none: their views cost less than passing them between processes, and the
+    cores have the model to run.
+    """
+    if data.workers >= 0:
+        return data.workers
+    pixels = images.images[0].size // 3 if isinstance(images.images, np.ndarray) and len(images) else None
+    if pixels is not None and pixels <= _SMALL_PIXELS and not torch.cuda.is_available():
+        return 0
+    devices = max(torch.cuda.device_count(), 1)
+    return max(0, min(((os.cpu_count() or 1) - devices) // devices, 8))

@@ -1,0 +1,158 @@
+"""Train / val / test of a dataset, base / val / novel classes of a few-shot one, and the rule for what lacks."""
+
+from dataclasses import dataclass, field, replace
+from hashlib import sha1, sha256
+
+import numpy as np
+
+from schane_cli.errors import BadRequest
+from schane_cli.images.imageset import ImageSet
+from schane_cli.recipe import DataRecipe
+
+_HIGHEST = np.uint64(2**64 - 1)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits of a dataset, and how they came about, in sentences for the header of every output."""
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FewshotSplits:
+    """Base classes to train on and classes that training never sees.
+
+    `base` and `base_val` are images of the base classes (base_val is held out, for choosing the epoch); `novel` are
+    the test classes, whole; `novel_val` are the val classes, whole, where the dataset has them: selection by episodes
+    draws on these and never on `novel`.
+    """
+
+    base: ImageSet
+    base_val: ImageSet
+    novel: ImageSet
+    notes: list[str] = field(default_factory=list)
+    novel_val: ImageSet | None = None
+
+
+def complete(parts: dict[str, ImageSet], recipe: DataRecipe, notes: list[str]) -> Splits:
+    """The splits that a source delivers (`train`, `val`, `test`, or `all`), with those that lack carved out.
+
+    Raises:
+        BadRequest: a class too small to be split.
+    """
+    parts, notes = dict(parts), list(notes)
+    if "all" in parts:
+        parts["train"] = parts.pop("all")
+    for name, fraction in (("test", recipe.test_fraction), ("val", recipe.val_fraction)):
+        if name not in parts:
+            parts["train"], parts[name], note = carve(parts["train"], fraction, recipe.split_seed, name)
+            notes.append(note)
+    return Splits(parts["train"], parts["val"], parts["test"], notes)
+
+
+def carve(whole: ImageSet, fraction: float, seed: int, name: str) -> tuple[ImageSet, ImageSet, str]:
+    """(what stays in train, the part called `name`, a sentence).
+
+    Of each class the given share of images goes, at least one, those whose sha256 of "seed/name/id" is lowest: a rule
+    that depends on no library and on no order of files. Equal images are not parted.
+
+    Raises:
+        BadRequest: a class of fewer than two images.
+    """
+    counts = np.bincount(whole.labels, minlength=len(whole.class_names))
+    if counts.min() < 2:
+        small = whole.class_names[int(counts.argmin())]
+        raise BadRequest(
+            f"class {small!r} of {whole.dataset} has {counts.min()} image{'' if counts.min() == 1 else 's'}; "
+            f"a {name} split needs two or more"
+        )
+    quota = np.clip(np.round(counts * fraction).astype(int), 1, counts - 1)
+    held = _lowest_of_each_class(whole, quota, f"{seed}/{name}")
+    where = "" if whole.split == "all" else f"{whole.split} "
+    note = f"{name}: {held.sum()} images, {fraction:.0%} of each {where}class, by sha256 of seed {seed} and name"
+    return whole.subset(np.flatnonzero(~held), "train"), whole.subset(np.flatnonzero(held), name), note
+
+
+def _lowest_of_each_class(images: ImageSet, quota: np.ndarray, salt: str) -> np.ndarray:
+    """Boolean (n,): in each class the `quota[class]` images of lowest key, or fewer where keys tie at the edge."""
+    keys = _keys(images, salt)
+    order = np.lexsort((keys, images.labels))
+    labels = images.labels[order]
+    first = np.searchsorted(labels, np.arange(len(quota)))
+    rank = np.arange(len(labels)) - first[labels]
+    edge = keys[order][np.minimum(first + quota, len(labels) - 1)]  # the first key of each class that is left out
+    below = keys[order] < edge[labels]
+    whole = quota >= np.bincount(labels, minlength=len(quota))
+    held = np.bincount(labels[below], minlength=len(quota))
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[order] = np.where((whole | (held == 0))[labels], rank < quota[labels], below & (rank < quota[labels]))
+    return chosen
+
+
+def _keys(images: ImageSet, salt: str) -> np.ndarray:
+    """uint64 (n,): sha256 of salt and id. Equal images in memory share the lowest key of theirs, so that no split
+    parts them; those that several classes hold (CIFAR-100 has some) get the highest, and stay in train."""
+    digests = [sha256(f"{salt}/{name}".encode()).digest()[:8] for name in images.ids]
+    keys = np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
+    if len(images) == 0 or not isinstance(images.images[0], np.ndarray):
+        return keys
+    contents = [sha1(np.ascontiguousarray(image).tobytes(), usedforsecurity=False).digest() for image in images.images]
+    group_of: dict[bytes, int] = {}
+    group = np.array([group_of.setdefault(content, len(group_of)) for content in contents])
+    lowest = np.full(len(group_of), _HIGHEST)
+    np.minimum.at(lowest, group, keys)
+    pairs = np.unique(np.stack([group, images.labels]), axis=1)
+    lowest[np.bincount(pairs[0]) > 1] = _HIGHEST
+    return lowest[group]
+
+
+def cut_train(train: ImageSet, per_class: int, seed: int) -> ImageSet:
+    """`per_class` images of each class, by the same rule; BadRequest where a class has fewer."""
+    counts = np.bincount(train.labels, minlength=len(train.class_names))
+    if counts.min() < per_class:
+        small = int(counts.argmin())
+        raise BadRequest(
+            f"class {train.class_names[small]!r} has {counts[small]} training images, fewer than "
+            f"data.train_per_class {per_class}"
+        )
+    chosen = _lowest_of_each_class(train, np.full(len(counts), per_class), f"{seed}/train")
+    return train.subset(np.flatnonzero(chosen), train.split)
+
+
+def fewshot_splits(
+    parts: dict[str, ImageSet], recipe: DataRecipe, notes: list[str], *, expected: int | None = None
+) -> FewshotSplits:
+    """Base training and test sets from image sets of disjoint classes called `train`, `val` (or none) and `test`."""
+    notes = [*notes, *(describe(name, part, expected) for name, part in parts.items())]
+    base_all = parts["train"]
+    if recipe.train_on == "trainval" and "val" in parts:
+        base_all = merge_classes(base_all, parts["val"], "trainval")
+        notes.append("BASE TRAINING ON TRAIN + VAL CLASSES: not comparable with figures trained on train alone")
+    base, base_val, note = carve(base_all, recipe.val_fraction, recipe.split_seed, "base-val")
+    if recipe.train_per_class is not None:
+        base = cut_train(base, recipe.train_per_class, recipe.split_seed)
+        notes.append(f"base cut to {recipe.train_per_class} images a class by seed {recipe.split_seed}")
+    novel = replace(parts["test"], split="novel")
+    novel_val = replace(parts["val"], split="novel-val") if "val" in parts else None
+    return FewshotSplits(replace(base, split="base"), base_val, novel, [*notes, note], novel_val)
+
+
+def describe(name: str, part: ImageSet, expected: int | None) -> str:
+    """`test: 20 classes, 12000 images: baby, bed, ...` and a warning where the count a class is not as published."""
+    counts = np.bincount(part.labels, minlength=len(part.class_names))
+    first = ", ".join(part.class_names[:4])
+    text = f"{name}: {len(part.class_names)} classes, {len(part)} images ({first}, ...)"
+    if expected is not None and (counts.min(), counts.max()) != (expected, expected):
+        text += f"; WARNING: {counts.min()} to {counts.max()} images a class, published with {expected}"
+    return text
+
+
+def merge_classes(first: ImageSet, second: ImageSet, split: str) -> ImageSet:
+    """Two sets of disjoint classes as one; the second's labels follow the first's."""
+    names = first.class_names + second.class_names
+    shifted = replace(second, labels=second.labels + len(first.class_names), class_names=names)
+    return replace(first, class_names=names).joined(shifted, split)

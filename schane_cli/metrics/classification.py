@@ -1,0 +1,175 @@
+"""Classification metrics from logits: accuracies, calibration and out-of-distribution scores, with 95 % intervals.
+
+Accuracies carry Wilson's score interval, which keeps its coverage near 0 and 1 and for few images (Brown, Cai and
+DasGupta 2001). NLL, Brier, ECE, AUROC and FPR95 carry a bootstrap interval over images; means over seeds carry
+Student's t. Every function takes arrays or tensors and returns numbers.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, logsumexp
+from sklearn.metrics import confusion_matrix
+
+from schane_cli.errors import BadRequest
+from schane_cli.metrics.bootstrap import Bootstrap, Floats, Ints, bootstrap_interval
+from schane_cli.metrics.intervals import Estimate, accuracy_interval, as_array, name_rows
+
+MAX_LOG_TEMPERATURE = float(np.log(100.0))
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """The images whose top-label confidence lies in (low, high]; the first bin holds 0 too.
+
+    `confidence` (mean) and `accuracy` are None where no image falls.
+    """
+
+    low: float
+    high: float
+    n: int
+    confidence: float | None
+    accuracy: Estimate | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """ECE (top-label, equal-width bins), NLL (negative log-likelihood, nats), Brier score (0 to 2)."""
+
+    ece: Estimate
+    nll: Estimate
+    brier: Estimate
+    reliability: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """`temperature` divides the logits; `at_bound` says that the search ended at 0.01 or 100, so no optimum was found
+    (held-out images all right, or no better than chance). NLL in nats on the images it was fitted on."""
+
+    temperature: float
+    nll_before: float
+    nll_after: float
+    at_bound: bool
+
+
+def topk_accuracy(logits: Any, labels: Any, k: int = 1) -> Estimate:
+    """Share of images whose label is among the k highest logits.
+
+    `logits` (n, C), `labels` (n,). A class tied with the label outranks it only with a lower index, as argmax has it,
+    so constant logits do not score 1. Raises BadRequest for k outside 1..C and for malformed input.
+    """
+    logits, labels = check_logits(logits, labels)
+    if not 1 <= k <= logits.shape[1]:
+        raise BadRequest(f"top-{k} accuracy needs k from 1 to the {logits.shape[1]} classes")
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    tied_before = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
+    rank = (logits > own).sum(axis=1) + tied_before.sum(axis=1)
+    return accuracy_interval(int((rank < k).sum()), len(labels))
+
+
+def confusion(logits: Any, labels: Any) -> Ints:
+    """Counts (C, C): row the label, column the prediction (highest logit)."""
+    logits, labels = check_logits(logits, labels)
+    counts: Ints = confusion_matrix(labels, logits.argmax(axis=1), labels=np.arange(logits.shape[1]))
+    return counts
+
+
+def per_class_accuracy(logits: Any, labels: Any) -> list[Estimate | None]:
+    """Top-1 accuracy of each class's own images (recall) in class order; None where a class has no image."""
+    counts = confusion(logits, labels)
+    totals = counts.sum(axis=1)
+    return [accuracy_interval(int(counts[c, c]), int(totals[c])) if totals[c] else None for c in range(len(counts))]
+
+
+def calibration(
+    logits: Any, labels: Any, *, seed: int, n_bins: int = 15, n_bootstrap: int = 1000, temperature: float = 1.0
+) -> Calibration:
+    """ECE, NLL and Brier score of softmax(logits / temperature), with bootstrap intervals over images.
+
+    ECE: sum over bins of |accuracy - confidence| weighted by the bin's share, top label, `n_bins` bins of equal width
+    on (0, 1] (Guo et al. 2017, eq. 3). Brier: squared distance to the one-hot label, summed over classes (Brier 1950).
+    `logits` (n, C), `labels` (n,). Raises BadRequest for malformed input.
+    """
+    logits, labels = check_logits(logits, labels)
+    log_p = log_softmax(logits.astype(np.float64) / temperature, axis=1)
+    rows = np.arange(len(labels))
+    p = np.exp(log_p)
+    confidence, correct = p.max(axis=1), (p.argmax(axis=1) == labels).astype(np.float64)
+    nll = -log_p[rows, labels]
+    brier = (p**2).sum(axis=1) - 2 * p[rows, labels] + 1
+    in_bin = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    gaps = np.zeros((len(labels), n_bins))
+    gaps[rows, in_bin] = correct - confidence
+    samples = np.column_stack([nll, brier, gaps])
+    means = Bootstrap(len(labels), n_resamples=n_bootstrap, seed=seed).means(samples)
+    ece_value, ece_resamples = np.abs(samples[:, 2:].mean(axis=0)).sum(), np.abs(means[:, 2:]).sum(axis=1)
+    n = len(labels)
+    return Calibration(
+        ece=Estimate(float(ece_value), bootstrap_interval(ece_value, ece_resamples, low=0.0, high=1.0), n),
+        nll=Estimate(float(nll.mean()), bootstrap_interval(nll.mean(), means[:, 0], low=0.0), n),
+        brier=Estimate(float(brier.mean()), bootstrap_interval(brier.mean(), means[:, 1], low=0.0, high=2.0), n),
+        reliability=_reliability(confidence, correct, in_bin, n_bins),
+    )
+
+
+def _reliability(confidence: Floats, correct: Floats, in_bin: Ints, n_bins: int) -> tuple[ReliabilityBin, ...]:
+    edges = np.linspace(0.0, 1.0, n_bins + 1)
+    bins = []
+    for b in range(n_bins):
+        inside = in_bin == b
+        n = int(inside.sum())
+        mean = float(confidence[inside].mean()) if n else None
+        accuracy = accuracy_interval(int(correct[inside].sum()), n) if n else None
+        bins.append(ReliabilityBin(float(edges[b]), float(edges[b + 1]), n, mean, accuracy))
+    return tuple(bins)
+
+
+def fit_temperature(logits: Any, labels: Any) -> TemperatureFit:
+    """The temperature in [0.01, 100] that minimises NLL on held-out logits (n, C) (Guo et al. 2017, section 4.2).
+
+    NLL is convex in 1/T, so the bounded scalar search over log T finds the one minimum.
+    """
+    logits, labels = check_logits(logits, labels)
+    logits = logits.astype(np.float64)
+    own = logits[np.arange(len(labels)), labels]
+
+    def nll(log_temperature: float) -> float:
+        scale = np.exp(-log_temperature)
+        return float((logsumexp(logits * scale, axis=1) - own * scale).mean())
+
+    bound = MAX_LOG_TEMPERATURE
+    fit = minimize_scalar(nll, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6})
+    # NLL that only falls towards a bound is flat there to the last digit: the search then stops anywhere short of it.
+    edge = min((-bound, bound), key=nll)
+    at_bound = nll(edge) <= float(fit.fun) + 1e-12
+    best = edge if at_bound else float(fit.x)
+    return TemperatureFit(float(np.exp(best)), nll(0.0), nll(best), at_bound)
+
+
+_LOWER_IS_BETTER = ("nll", "ece", "brier", "seconds", "bytes", "joules", "forwarded")
+
+
+def better_is_lower(name: str) -> bool:
+    """Whether less of a figure, called as in summary.json, is better: losses, calibration errors and costs."""
+    return name.split("_")[-1] in _LOWER_IS_BETTER
+
+
+def check_logits(logits: Any, labels: Any) -> tuple[Floats, Ints]:
+    """Arrays of logits (n, C) and labels (n,), or BadRequest: lengths that differ, none, NaN, labels out of range."""
+    logits, labels = as_array(logits), as_array(labels)
+    if logits.ndim != 2 or labels.ndim != 1 or len(logits) != len(labels):
+        raise BadRequest(f"logits (n, C) and labels (n,) must go together; got {logits.shape} and {labels.shape}")
+    if not len(labels):
+        raise BadRequest("there are no images to evaluate")
+    if not np.isfinite(logits).all():
+        raise BadRequest(f"the logits of {name_rows(~np.isfinite(logits).all(axis=1))} are not finite")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise BadRequest(f"labels must be class indices (integers); got {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise BadRequest(
+            f"labels run from {labels.min()} to {labels.max()}, but the logits know {logits.shape[1]} classes"
+        )
+    return logits, labels

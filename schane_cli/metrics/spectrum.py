@@ -1,0 +1,105 @@
+"""Figures of the embedding's spectrum: isotropy, IsoScore and effective rank.
+
+Their bootstrap keeps the eigenvectors of the whole set and resamples the images' coordinates along them. For a smooth
+function of the eigenvalues that is the exact first-order change (the eigenvectors' own move is of second order), it
+needs one eigendecomposition instead of one a resample, and the repeated images of a resample do not lower the rank.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from schane_cli.metrics.bootstrap import Bootstrap, Floats, Measured
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Coordinates (n, d) of the images along the eigenvectors of V^T V, largest eigenvalue first."""
+
+    coordinates: Floats
+
+    @property
+    def singular_values(self) -> Floats:
+        """Singular values of V (d,), largest first."""
+        values: Floats = np.sqrt((self.coordinates**2).sum(axis=0))
+        return values
+
+
+def principal_axes(vectors: Floats) -> Axes:
+    """Rotate `vectors` (n, d) to the eigenvectors of V^T V. In float64: the rank needs the small eigenvalues."""
+    v = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float64))
+    _, directions = eigenvectors((v.T @ v).numpy())
+    return Axes((v @ torch.from_numpy(directions[:, ::-1].copy())).numpy())
+
+
+def eigenvectors(symmetric: Floats) -> tuple[Floats, Floats]:
+    """Eigenvalues (d,), smallest first, and eigenvectors (d, d) in columns.
+
+    On one thread: a second gains nothing at d = 768, and on a busy machine LAPACK's threads wait for one another
+    (0.2 s became 13 s where two cores had other work).
+    """
+    with threadpool_limits(1, user_api="blas"):
+        values, vectors = np.linalg.eigh(symmetric)
+    return values, vectors
+
+
+def isotropy(axes: Axes, bootstrap: Bootstrap) -> Measured:
+    """min_c F(c) / max_c F(c) with F(c) = sum_v exp(c . v), c over the eigenvectors of V^T V and their opposites.
+
+    An eigenvector's sign is arbitrary and F(c) differs from F(-c), so both are taken. Computed from log F, so that
+    long vectors do not overflow. 1 is isotropic (Mu and Viswanath 2018, eq. 2; Liu et al. 2021, Mirror-BERT).
+    """
+    log_f = []
+    for sign in (1.0, -1.0):
+        exponents = sign * axes.coordinates
+        largest = exponents.max(axis=0)
+        scaled = np.exp(exponents - largest).astype(np.float32)
+        log_f.append(
+            np.concatenate([np.log(scaled.mean(axis=0, dtype=np.float64))[None], _log(bootstrap.means(scaled))])
+            + largest
+        )
+    both = np.concatenate(log_f, axis=1)  # (1 + B, 2 d)
+    ratio = np.exp(both.min(axis=1) - both.max(axis=1))
+    return Measured(float(ratio[0]), ratio[1:])
+
+
+def _log(means: Floats) -> Floats:
+    """Log of means (B, d) that are 0 where a resample misses every image that matters: the smallest float then."""
+    logs: Floats = np.log(np.maximum(means.astype(np.float64), np.finfo(np.float32).tiny))
+    return logs
+
+
+def iso_score(centred: Axes, bootstrap: Bootstrap) -> Measured:
+    """IsoScore of the variances along the principal axes of centred vectors: 1 where all are equal, 0 where one is all.
+
+    Rudman et al. 2022 (arXiv 2108.07344), algorithm 1 with its rescaling. The mean stays where it is in resamples:
+    its move changes a variance in second order.
+    """
+    return bootstrap.measure((centred.coordinates**2).astype(np.float32), iso_score_of)
+
+
+def iso_score_of(variances: Floats) -> Floats:
+    """IsoScore (B,) of variances (B, d), d at least 2."""
+    d = variances.shape[1]
+    scaled = variances * np.sqrt(d) / np.linalg.norm(variances, axis=1, keepdims=True)
+    defect = np.linalg.norm(scaled - 1, axis=1) / np.sqrt(2 * (d - np.sqrt(d)))
+    used = (d - defect**2 * (d - np.sqrt(d))) ** 2 / d**2  # share of dimensions used
+    score: Floats = (d * used - 1) / (d - 1)
+    return score
+
+
+def effective_rank(axes: Axes, bootstrap: Bootstrap) -> Measured:
+    """exp of the entropy of the singular values divided by their sum, from 1 to d.
+
+    Roy and Vetterli 2007; RankMe, Garrido et al. 2023 (arXiv 2210.02885), eq. 1.
+    """
+    return bootstrap.measure((axes.coordinates**2).astype(np.float32), _effective_rank_of)
+
+
+def _effective_rank_of(mean_squares: Floats) -> Floats:
+    singular = np.sqrt(mean_squares)
+    p = singular / singular.sum(axis=1, keepdims=True)
+    rank: Floats = np.exp(-(p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum(axis=1))
+    return rank

@@ -1,0 +1,1 @@
+"""Backbone and heads, weights files, checkpoints."""

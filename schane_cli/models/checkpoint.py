@@ -1,0 +1,74 @@
+"""A checkpoint of a model: packed, loaded, restored."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from schane_cli.errors import BadRequest
+from schane_cli.models.files import FORMAT, find_checkpoint, read_checkpoint
+from schane_cli.models.model import InputSpec, SchaneModel, architecture, build_model
+from schane_cli.models.sharding import split_state, whole
+from schane_cli.recipe import Recipe, build_recipe
+
+
+@dataclass
+class Loaded:
+    """A checkpoint brought back to life."""
+
+    path: Path
+    model: SchaneModel
+    recipe: Recipe
+    class_names: tuple[str, ...]
+    input: InputSpec
+    progress: dict[str, Any]
+
+
+def pack(
+    model: SchaneModel, recipe: Recipe, class_names: tuple[str, ...], spec: InputSpec, progress: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of a checkpoint of `model`; called by every process where the model is split over them."""
+    return {
+        "format": FORMAT,
+        "architecture": architecture(model),
+        "state_dict": _whole_copy(model.backbone),
+        "projection": _whole_copy(model.projection),
+        "recipe": recipe.model_dump(mode="json"),
+        "class_names": list(class_names),
+        "input": asdict(spec),
+        "progress": progress,
+    }
+
+
+def _whole_copy(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: whole(value).detach().cpu().clone() for key, value in module.state_dict().items()}
+
+
+def load_checkpoint(path: Path) -> Loaded:
+    """Model (eval mode, CPU), recipe and class names of a checkpoint or run folder.
+
+    Raises:
+        BadRequest: missing, unreadable, of another kind, or of a backbone this timm does not know.
+    """
+    file = find_checkpoint(path)
+    content = read_checkpoint(file)
+    recipe = build_recipe(content["recipe"])
+    spec = InputSpec(
+        **{**content["input"], "mean": tuple(content["input"]["mean"]), "std": tuple(content["input"]["std"])}
+    )
+    model = build_model(recipe.model, len(content["class_names"]), spec.size, load_weights=False)
+    restore(model, content, file)
+    return Loaded(file, model.eval(), recipe, tuple(content["class_names"]), spec, content["progress"])
+
+
+def restore(model: SchaneModel, content: dict[str, Any], path: Path) -> None:
+    """Put the tensors of a checkpoint into `model`; BadRequest where they do not fit."""
+    try:
+        model.backbone.load_state_dict(split_state(content["state_dict"], model.backbone))
+        model.projection.load_state_dict(split_state(content["projection"], model.projection))
+    except RuntimeError as error:
+        raise BadRequest(
+            f"checkpoint {path} does not fit its own recipe: {str(error).splitlines()[-1].strip()}"
+        ) from None

@@ -1,0 +1,177 @@
+"""A comparison as people read it: terminal table, CSV, Markdown, LaTeX, a picture and a page."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from schane_cli.commands.compare import Block, Difference, Group, as_json, shared_figures
+from schane_cli.reports import plots
+from schane_cli.reports.html import html_table, page, paragraph, picture, section
+from schane_cli.run import write_json
+from schane_cli.terminal import Terminal, figures_table
+
+NOTE = (
+    "Means over seeds with the 95 % interval of Student's t; differences are paired by seed, p is Holm's over the "
+    "comparisons of a table, g the effect size (mean over standard deviation of the paired differences, Hedges). All "
+    "runs of a table are scored on the same images, so the intervals speak of training, not of other test images."
+)
+EPISODE_NOTE = (
+    "One seed a group: the differences are paired by the saved episodes and speak of these checkpoints alone."
+)
+COLUMNS = ("group", "{metric}", "difference", "p", "g")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{mark: "\\" + mark for mark in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\^{}",
+}
+
+
+def write_comparison(blocks: Sequence[Block], notes: Sequence[str], folder: Path, terminal: Terminal) -> dict[str, Any]:
+    """All files of a comparison below `folder`, its tables and sentences on the terminal; returns summary.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = [block.table().assign(block=block.title) for block in blocks]
+    pd.concat(frames).to_csv(folder / "compare.csv", index=False)
+    (folder / "compare.md").write_text(markdown(blocks))
+    (folder / "compare.tex").write_text(latex(blocks))
+    drawn = plots.save(plots.group_intervals([panel(block) for block in blocks]), folder / "figures" / "compare.png")
+    title = f"{blocks[0].metric} by {', '.join(dict.fromkeys(block.title.split(',')[0] for block in blocks))}"
+    sections = [part for block in blocks for part in block_sections(block)]
+    told = [paragraph(note, "note") for note in (*notes, NOTE)]
+    (folder / "report.html").write_text(
+        page(title, [section("Overview", picture(drawn, "each group's mean and interval"), *told), *sections])
+    )
+    summary = {**as_json(blocks, notes), "run": str(folder)}
+    write_json(folder / "summary.json", summary)
+    for block in blocks:
+        show(block, terminal)
+    for note in notes:
+        terminal.say(note)
+    terminal.say(f"report: {folder / 'report.html'} (also compare.csv, compare.md, compare.tex)")
+    return summary
+
+
+def show(block: Block, terminal: Terminal) -> None:
+    """A block's table and sentences."""
+    terminal.table(figures_table(heading(block), rows(block), columns(block)))
+    for difference in block.differences:
+        terminal.say(difference.sentence)
+    for note in (*block.notes, *([EPISODE_NOTE] if _by_episode(block) else [])):
+        terminal.say(note)
+
+
+def heading(block: Block) -> str:
+    """`cifar100, 20 images a class, 5 seeds, n = 10,000 images`."""
+    n = len(block.seeds)
+    return ", ".join([block.title, f"{n} seed{'s' if n > 1 else ''}", *([block.count] if block.count else [])])
+
+
+def columns(block: Block) -> tuple[str, ...]:
+    """The columns of a block's table."""
+    shown = COLUMNS if block.differences else COLUMNS[:2]
+    return tuple(name.format(metric=block.metric + (", %" if is_share(block.metric) else "")) for name in shown)
+
+
+def rows(block: Block) -> list[tuple[str, ...]]:
+    """The rows of a block's table: one a group, best first."""
+    by_label = {difference.label: difference for difference in block.differences}
+    return [_row(block, group, by_label.get(group.label)) for group in block.groups]
+
+
+def _row(block: Block, group: Group, difference: Difference | None) -> tuple[str, ...]:
+    mean = plus_minus(block, group, block.metric)
+    if not block.differences:
+        return (group.label, mean)
+    if difference is None:
+        return (group.label, mean, "baseline", "", "")
+    scale, pair = 100 if is_share(block.metric) else 1, difference.pair
+    change = f"{scale * pair.difference:+.3g} ({scale * pair.low:+.3g} to {scale * pair.high:+.3g})"
+    effect = "" if np.isnan(difference.effect_size) else f"{difference.effect_size:+.1f}"
+    return (group.label, mean, change, f"{difference.p_adjusted:.2g}", effect)
+
+
+def plus_minus(block: Block, group: Group, metric: str) -> str:
+    """`31.25 ± 0.42`: the mean and the half-width of its 95 % interval, shares as percentages."""
+    estimate = group.estimate(metric, block.seeds)
+    scale = 100 if is_share(metric) else 1
+    half = scale * (estimate.ci95[1] - estimate.ci95[0]) / 2
+    value = scale * estimate.value
+    if abs(value) >= 1e6:
+        return f"{value:.3g}"
+    digits = 2 if abs(value) >= 10 else 3
+    return f"{value:.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")
+
+
+def is_share(metric: str) -> bool:
+    """Accuracies and calibration errors are shown in percent."""
+    return metric.endswith(("accuracy", "_ece"))
+
+
+def _by_episode(block: Block) -> bool:
+    return any(difference.unit == "episodes" for difference in block.differences)
+
+
+def detail(block: Block) -> tuple[list[str], list[list[str]]]:
+    """Every figure that all runs share, costs last: (columns, rows)."""
+    names = shared_figures(run for group in block.groups for run in group.runs.values())
+    table = [[group.label, *(plus_minus(block, group, name) for name in names)] for group in block.groups]
+    return ["group", *(name + (" %" if is_share(name) else "") for name in names)], table
+
+
+def block_sections(block: Block) -> list[str]:
+    """A block on the page."""
+    told = [paragraph(difference.sentence) for difference in block.differences]
+    notes = [paragraph(note, "note") for note in block.notes]
+    return [
+        section(heading(block), html_table(columns(block), rows(block)), *told, *notes),
+        section(f"{block.title}: all figures and cost", html_table(*detail(block))),
+    ]
+
+
+def panel(block: Block) -> dict[str, Any]:
+    """What the picture shows of a block."""
+    scale = 100 if is_share(block.metric) else 1
+    points = []
+    for group in block.groups:
+        estimate = group.estimate(block.metric, block.seeds)
+        values = [scale * value for value in group.values(block.metric, block.seeds)]
+        points.append((group.label, scale * estimate.value, [scale * bound for bound in estimate.ci95], values))
+    unit = " (%)" if is_share(block.metric) else ""
+    return {"title": block.title, "label": block.metric + unit, "points": points}
+
+
+def markdown(blocks: Sequence[Block]) -> str:
+    """The blocks' tables in Markdown, each with its sentences."""
+    parts = []
+    for block in blocks:
+        head = columns(block)
+        lines = [f"### {heading(block)}", "", _md(head), _md(["---", *["---:"] * (len(head) - 1)])]
+        lines += [_md(row) for row in rows(block)]
+        lines += ["", *(f"- {difference.sentence}" for difference in block.differences)]
+        parts.append("\n".join(lines).rstrip())
+    return "\n\n".join([*parts, NOTE]) + "\n"
+
+
+def _md(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def latex(blocks: Sequence[Block]) -> str:
+    """The blocks' tables in LaTeX (booktabs)."""
+    parts = []
+    for block in blocks:
+        body = [" & ".join(map(escape_latex, row)) + r" \\" for row in rows(block)]
+        head = " & ".join(map(escape_latex, columns(block))) + r" \\"
+        layout = "l" + "r" * (len(columns(block)) - 1)
+        lines = [f"% {heading(block)}", rf"\begin{{tabular}}{{{layout}}}", r"\toprule", head, r"\midrule", *body]
+        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return re.sub(r"[\\&%$#_{}~^]", lambda found: _LATEX[found.group()], text).replace("±", r"$\pm$")

@@ -1,0 +1,285 @@
+"""The page of `schane embed`, its pictures for papers, and its table on the terminal."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from plotly.offline import get_plotlyjs
+from rich.table import Table
+
+from schane_cli.commands.embed import Embedded, View, figure_key
+from schane_cli.metrics.embedding import Figure, FigureDifference
+from schane_cli.reports import plots
+from schane_cli.reports.embed_examples import examples
+from schane_cli.reports.embed_page import Charts, charts, page_data
+from schane_cli.reports.html import html_table, page, paragraph, percent, picture, provenance, section
+from schane_cli.reports.thumbnails import Sheet, sheet
+from schane_cli.terminal import Task, Terminal, figures_table
+
+# What the terminal shows of the figures; the page has them all.
+MAIN_FIGURES = (
+    "kNN accuracy, k=10",
+    "linear-probe accuracy",
+    "mAP@R",
+    "AUC of positive over negative cosines",
+    "average cosine, within class",
+    "average cosine of negative pairs",
+    "alignment, within class",
+    "uniformity",
+    "silhouette",
+    "NMI of k-means",
+    "NC1",
+    "effective rank",
+    "IsoScore",
+    "isotropy",
+    "isotropy, within class",
+)
+DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "none": "no direction"}
+HERE = Path(__file__).parent
+EXPLORER = """
+<div class="bar"><span class="switch" role="group" aria-label="picture"><button value="tsne" aria-pressed="true">t-SNE
+</button><button value="pca" aria-pressed="false">PCA</button></span>
+<input type="search" id="search" placeholder="search image, class, prediction" aria-label="search">
+<label><input type="checkbox" id="mistakes"> only mistakes</label><span id="count" class="note" role="status"></span>
+</div>
+<div class="bar"><button id="all">all classes</button><button id="none">no class</button>
+<span class="note">a click shows or hides a class, a double click shows it alone</span></div>
+<div id="chips" class="chips"></div>
+<div class="plots explorer {many}">{plots}</div><div id="card" role="dialog" aria-label="image"></div>
+<div class="print">{picture}</div>
+"""
+
+
+def embed_report(embedded: Embedded, terminal: Terminal) -> None:
+    """Draw the pictures, write report.html, and show the main figures."""
+    run = embedded.run.path
+    with terminal.task("thumbnails", len(embedded.images), "img") as task:
+        thumbnails = sheet(embedded.images, task.advance)
+    found = charts(embedded)
+    suffixes = ("png", *embedded.options.figure_formats)
+    with terminal.task("drawing", 5 * len(suffixes), "figure") as task:
+        for suffix in suffixes:
+            draw(embedded, found, suffix, task)
+    (run / "report.html").write_text(_page(embedded, found, thumbnails))
+    for table in tables(embedded):
+        terminal.table(table)
+    terminal.say(f"report: {run / 'report.html'}")
+
+
+def draw(embedded: Embedded, found: Charts, suffix: str, task: Task) -> None:
+    """Write the figures/*.<suffix>: t-SNE, PCA, cosine histograms, class similarity and spectrum."""
+    images, views = embedded.images, embedded.views
+    names = [view.name for view in views]
+    ordered = [images.class_names[label] for label in found.order]
+    drawn = {
+        "tsne": lambda: plots.embedding_scatter(
+            [(view.name, view.tsne) for view in views], images.labels, images.class_names, ("t-SNE 1", "t-SNE 2")
+        ),
+        "pca": lambda: plots.embedding_scatter(
+            [(view.name, view.pca.points) for view in views], images.labels, images.class_names, ("PCA 1", "PCA 2")
+        ),
+        "cosines": lambda: plots.cosine_histograms(
+            [(name, *pair) for name, pair in zip(names, found.histograms, strict=True)], found.centres
+        ),
+        "similarity": lambda: plots.similarity_heatmap(list(zip(names, found.similarities, strict=True)), ordered),
+        "spectrum": lambda: plots.spectrum(list(zip(names, found.spectra, strict=True))),
+    }
+    for name, figure in drawn.items():
+        plots.save(figure(), embedded.run.figures / f"{name}.{suffix}")
+        task.advance()
+
+
+def _page(embedded: Embedded, found: Charts, thumbnails: Sheet) -> str:
+    views, figures = embedded.views, embedded.run.figures
+    numbers = range(len(views))
+    scatters = "".join(
+        f'<div><h3>{escape(views[i].name)}</h3><div id="scatter-{i}" class="scatter"></div></div>' for i in numbers
+    )
+    style = (HERE / "embed_page.css").read_text()
+    # names come from file systems: no "<" of theirs may end the element or open another
+    data = page_data(embedded, found, thumbnails).replace("<", "\\u003c")
+    sections = [
+        f"<style>{style}{thumbnails.css()}</style>",
+        f'<p class="lead">{escape(lead(embedded))}</p>',
+        section(
+            "Picture",
+            EXPLORER.format(
+                many="many" if len(views) > 1 else "", plots=scatters, picture=picture(figures / "tsne.png", "t-SNE")
+            ),
+            paragraph(picture_note(embedded), "note"),
+        ),
+        *(_differences(embedded, i) for i in range(len(embedded.differences))),
+        section("Figures", _figures_table(embedded), paragraph(FIGURES_NOTE, "note")),
+        section("Distributions", _chart_grid(views), paragraph(HEATMAP_NOTE, "note")),
+        *examples(embedded, thumbnails),
+        section("Checkpoints", html_table(CHECKPOINT_COLUMNS, [_checkpoint_row(view) for view in views])),
+        provenance(embedded.run.path),
+        f'<script type="application/json" id="data">{data}</script>',
+    ]
+    return page(title(embedded), sections, (get_plotlyjs(), (HERE / "embed_page.js").read_text()))
+
+
+CHECKPOINT_COLUMNS = ("name", "checkpoint", "epoch", "backbone", "loss", "seed", "dimensions")
+FIGURES_NOTE = (
+    "Intervals are 95 %, from 1,000 bootstrap resamples of the images. Open a figure for its definition, source and "
+    "choices. A click on a column's head sorts."
+)
+HEATMAP_NOTE = (
+    "Pairs of images by their cosine, as shares of all pairs of a kind. Classes against classes by the mean cosine of "
+    "two images, like classes together (average-linkage clustering). Singular values of the embeddings as they are."
+)
+
+
+def title(embedded: Embedded) -> str:
+    """Data, layer and checkpoints in one line."""
+    names = " and ".join(view.name for view in embedded.views)
+    return f"Embeddings of {embedded.summary['dataset']} {embedded.options.split} by {names}"
+
+
+def lead(embedded: Embedded) -> str:
+    """What is on the page, and the figure that most people look for first."""
+    options, images = embedded.options, embedded.images
+    parts = []
+    for view in embedded.views:
+        by_key = {figure_key(figure): figure for figure in view.analysis.figures}
+        key = next(key for key in ("kNN accuracy, k=10", "kNN accuracy, k=1") if key in by_key)
+        value, interval = figure_cells(by_key[key])
+        parts.append(f"{view.name}: {key} {value} ({interval})")
+    shown = f"{len(images):,} images of {embedded.summary['n_classes']} classes"
+    of = f", drawn from {embedded.n_images:,}" if embedded.n_images > len(images) else ""
+    return f"{shown}{of}; layer: {options.layer}, {embedded.views[0].vectors.shape[1]} dimensions. {'; '.join(parts)}."
+
+
+def picture_note(embedded: Embedded) -> str:
+    """How the points came to lie where they lie."""
+    return (
+        f"t-SNE with perplexity {embedded.options.perplexity:g} and seed {embedded.summary['seed']}, started from PCA, "
+        "on exact Euclidean neighbours in all dimensions (openTSNE, one thread); distances between far groups mean "
+        "nothing. A cross is an image that is classified wrong. Neighbours are by cosine."
+    )
+
+
+def _chart_grid(views: list[View]) -> str:
+    """Places for cosine histograms, heat maps and spectrum, those of a kind beside one another."""
+    cells = []
+    for kind, css, heading in (
+        ("histogram", "chart", "cosines of pairs"),
+        ("heatmap", "heatmap", "classes against classes"),
+    ):
+        for i, view in enumerate(views):
+            name = f", {view.name}" if len(views) > 1 else ""
+            cells.append((heading + name, f"{kind}-{i}", css))
+    cells.append(("spectrum", "spectrum", "chart"))
+    parts = (
+        f'<div class="side"><h3>{escape(heading)}</h3><div id="{place}" class="{css}"></div></div>'
+        for heading, place, css in cells
+    )
+    return f'<div class="plots">{"".join(parts)}</div>'
+
+
+def _checkpoint_row(view: View) -> tuple[Any, ...]:
+    known = (view.origin.get(key, "") for key in ("path", "epoch", "backbone", "loss", "seed"))
+    return view.name, *known, view.vectors.shape[1]
+
+
+def _figures_table(embedded: Embedded) -> str:
+    """One row a figure, one column a checkpoint; the definition folds out of the name."""
+    heads = ["figure", *(f"{view.name} (95 % interval)" for view in embedded.views), "n", "direction"]
+    body = []
+    for row in zip(*(view.analysis.figures for view in embedded.views), strict=True):
+        meaning = (row[0].definition, f"Choices: {row[0].choices}.", f"Source: {row[0].source}.")
+        folded = "".join(f"<p>{escape(text)}</p>" for text in meaning)
+        cells = [f"<details><summary>{escape(figure_key(row[0]))}</summary>{folded}</details>"]
+        cells += ["{} ({})".format(*figure_cells(figure)) for figure in row]
+        cells += [f"{row[0].n}", DIRECTIONS[row[0].direction]]
+        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="numbers scroll">{table}</div>'
+
+
+def _differences(embedded: Embedded, number: int) -> str:
+    """The table of what changed from the first checkpoint to view `number` + 1."""
+    first, second = embedded.views[0].name, embedded.views[number + 1].name
+    rows = []
+    for d in embedded.differences[number]:
+        before, after, change = (shown(d.name, value) for value in (d.first, d.second, d.difference))
+        interval = f"{signed(d.name, d.ci95[0])} to {signed(d.name, d.ci95[1])}"
+        sign = "+" if d.difference > 0 else ""
+        rows.append((figure_key(d), before, after, f"{sign}{change}", interval, sentence(d, second)))
+    columns = ("figure", first, second, "difference", "paired 95 % interval", "what changed")
+    note = "Paired: both checkpoints see the same images and the same bootstrap resamples."
+    table = f'<div class="numbers changes">{html_table(columns, rows)}</div>'
+    return section(f"From {first} to {second}", table, paragraph(note, "note"))
+
+
+def sentence(d: FigureDifference, second: str) -> str:
+    """One sentence: what the difference says, and what it does not."""
+    low, high = d.ci95
+    moved = "Higher" if d.difference > 0 else "Lower"
+    if low <= 0 <= high:
+        return "No difference that these images can tell from zero."
+    if d.direction == "none":
+        return f"{moved} under {second}; this figure has no better direction."
+    return f"{moved} under {second}, which is {'better' if d.better == 'second' else 'worse'}."
+
+
+def is_share(name: str) -> bool:
+    """Whether a figure reads best in per cent."""
+    return "accuracy" in name or name.startswith(("recall@", "mAP@R"))
+
+
+def shown(name: str, value: float) -> str:
+    """A figure's value as text."""
+    return percent(value) if is_share(name) else number(value)
+
+
+def signed(name: str, value: float) -> str:
+    """A difference as text, per cent points without their sign for a share."""
+    return f"{100 * value:+.2f}" if is_share(name) else f"{'+' if value > 0 else ''}{number(value)}"
+
+
+def figure_cells(figure: Figure) -> tuple[str, str]:
+    """Value and interval as text."""
+    low, high = figure.ci95
+    if is_share(figure.name):
+        return percent(figure.value), f"{100 * low:.2f} to {100 * high:.2f}"
+    return number(figure.value), f"{number(low)} to {number(high)}"
+
+
+def number(value: float) -> str:
+    """Four significant digits, in scientific notation only where it is tiny or huge."""
+    if value == 0 or not np.isfinite(value):
+        return f"{value:g}"
+    if abs(value) < 1e-3 or abs(value) >= 1e5:
+        return f"{value:.2e}"
+    return f"{value:.{max(0, 3 - int(np.floor(np.log10(abs(value)))))}f}"
+
+
+def tables(embedded: Embedded) -> list[Table]:
+    """The main figures for the terminal: one table, or one of the differences for each further checkpoint."""
+    first = embedded.views[0]
+    if not embedded.differences:
+        figures = {figure_key(figure): figure for figure in first.analysis.figures}
+        rows = [(key, *figure_cells(figures[key]), figures[key].direction) for key in MAIN_FIGURES if key in figures]
+        heading = f"{first.name}, {embedded.options.layer}, n = {len(embedded.images)}"
+        return [figures_table(heading, rows, ("figure", "value", "95 % interval", "better"))]
+    return [
+        _difference_table(first.name, view.name, differences, len(embedded.images))
+        for view, differences in zip(embedded.views[1:], embedded.differences, strict=True)
+    ]
+
+
+def _difference_table(first: str, second: str, differences: list[FigureDifference], n: int) -> Table:
+    names = {"first": first, "second": second, "neither": "-"}
+    by_key = {figure_key(d): d for d in differences}
+    rows = [_difference_row(by_key[key], names) for key in MAIN_FIGURES if key in by_key]
+    return figures_table(
+        f"{second} against {first}, n = {n}", rows, ("figure", first, second, "difference, 95 %", "better")
+    )
+
+
+def _difference_row(d: FigureDifference, names: dict[str, str]) -> tuple[str, ...]:
+    change = " to ".join(f"{100 * x:+.2f}" if is_share(d.name) else f"{x:+.2g}" for x in d.ci95)
+    return figure_key(d), shown(d.name, d.first), shown(d.name, d.second), change, names[d.better]

@@ -1,0 +1,92 @@
+"""The table, the picture and the page of a few-shot run."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from schane_cli.reports import plots
+from schane_cli.reports.html import html_table, page, paragraph, picture, provenance, section
+from schane_cli.terminal import Terminal, figures_table
+
+COLUMNS = ("shots", "classifier", "accuracy, %", "disjoint episodes, %", "n")
+
+
+def fewshot_report(run: Path, terminal: Terminal) -> None:
+    """Write figures/shots.png and report.html of a finished run folder, and print its table."""
+    summary = json.loads((run / "summary.json").read_text())
+    rows = [_row(result, len(summary["checkpoints"]) > 1) for result in summary["results"]]
+    title = f"{summary['dataset']}: {summary['ways']}-way few-shot on {len(summary['novel_classes'])} novel classes"
+    shots = plots.save(plots.accuracy_by_shots(summary["curve"], summary["ways"]), run / "figures" / "shots.png")
+    told = [paragraph(pair["sentence"], "lead") for pair in summary["comparisons"]]
+    content = page(
+        title,
+        [
+            section(
+                "Result",
+                *(paragraph(line, "note") for line in header(summary)),
+                *told,
+                html_table(COLUMNS, rows),
+                paragraph(_legend(summary), "note"),
+            ),
+            section("Accuracy by shots", picture(shots, "accuracy against the number of shots")),
+            section("Classes, hardest first", html_table(*class_table(run))),
+            section("Data", *(paragraph(note, "note") for note in summary["notes"])),
+            provenance(run),
+        ],
+    )
+    (run / "report.html").write_text(content)
+    for line in header(summary):
+        terminal.say(line)
+    terminal.table(figures_table(title, rows, COLUMNS))
+    terminal.say(_legend(summary))
+    for pair in summary["comparisons"]:
+        terminal.say(pair["sentence"])
+    terminal.say(f"report: {run / 'report.html'}")
+
+
+def header(summary: dict[str, Any]) -> list[str]:
+    """What was scored: the images and their classes, and what the backbone may have seen of them."""
+    classes = summary["novel_classes"]
+    first = ", ".join(classes[:4]) + (", ..." if len(classes) > 4 else "")
+    lines = [f"scored    {summary['novel_n']} images of {len(classes)} test classes ({first})"]
+    if summary["dirichlet"]:
+        lines.append(f"          queries imbalanced by Dirichlet({summary['dirichlet']:g})")
+    return [*lines, *summary["seen"]]
+
+
+def class_table(run: Path) -> tuple[list[str], list[list[str]]]:
+    """Accuracy of each novel class, one row a class and one column a result, the lowest mean first: (columns, rows)."""
+    frame = pd.read_csv(run / "per_class.csv", dtype={"class": str, "checkpoint": str}, keep_default_na=False)
+    keys = [key for key in ("checkpoint", "classifier", "shots") if key == "shots" or frame[key].nunique() > 1]
+    wide = frame.pivot_table(index="class", columns=keys, values="accuracy", sort=False)
+    wide = wide.loc[wide.mean(axis=1).sort_values().index]
+    queries = frame.groupby("class")["n"].max()
+    titles = [", ".join(f"{part}-shot" if key == "shots" else str(part) for key, part in zip(keys, column, strict=True))
+              for column in wide.columns.to_frame().itertuples(index=False)]  # fmt: skip
+    rows = [[name, *(f"{100 * value:.1f}" for value in wide.loc[name]), str(queries[name])] for name in wide.index]
+    return ["class, %", *titles, "queries"], rows
+
+
+def _row(result: dict[str, Any], several: bool) -> tuple[str, ...]:
+    name = result["classifier"] + (" (transductive)" if result["transductive"] else "")
+    if several:
+        name = f"{result['checkpoint']} {name}"
+    n = f"{result['accuracy_episodes']}, {result['disjoint_episodes']} disjoint"
+    return (str(result["shots"]), name, _plus_minus(result, "accuracy"), _plus_minus(result, "disjoint"), n)
+
+
+def _plus_minus(result: dict[str, Any], name: str) -> str:
+    interval: Sequence[float | None] = result[f"{name}_ci95"]
+    if interval[0] is None or interval[1] is None:  # a single episode has no interval
+        return f"{100 * result[name]:.2f}"
+    return f"{100 * result[name]:.2f} ± {50 * (interval[1] - interval[0]):.2f}"
+
+
+def _legend(summary: dict[str, Any]) -> str:
+    return (
+        f"± is a 95 % t-interval over the n episodes ({summary['queries']} queries a class). Over disjoint episodes it "
+        "also accounts for the finite test set (arXiv 2409.02850)."
+    )

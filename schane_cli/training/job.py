@@ -1,0 +1,97 @@
+"""A training run made ready, announced, trained and described."""
+
+from pathlib import Path
+from typing import Any
+
+from schane_cli.distributed import rank, same_everywhere
+from schane_cli.images.imageset import ImageSet
+from schane_cli.models.files import read_checkpoint
+from schane_cli.models.model import build_model, input_spec
+from schane_cli.recipe import Recipe
+from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label, require_space, seed_everything
+from schane_cli.terminal import Terminal
+from schane_cli.training.trainer import Job, Outcome, Trainer, check_request
+
+
+def prepare(
+    recipe: Recipe,
+    train: ImageSet,
+    val: ImageSet,
+    command: str,
+    *,
+    out: Path | None,
+    terminal: Terminal,
+    resume: Path | None = None,
+) -> Job:
+    """Seed, build the model and name the run folder; nothing is written yet.
+
+    A run that goes on has its weights in last.pt, so that the file it once started from is not asked for.
+    """
+    device = pick_device(recipe.device)
+    check_request(recipe, train)
+    seed_everything(recipe.seed)
+    model = build_model(recipe.model, len(train.class_names), recipe.data.image_size, load_weights=resume is None)
+    path = same_everywhere(resume or out or new_run_path(command, recipe_label(recipe)))
+    spec = input_spec(model, recipe.data.image_size)
+    return Job(recipe, model, spec, train, val, RunFolder(path), terminal, device, command)
+
+
+def train(job: Job, resuming: bool) -> Outcome:
+    """Run the training core, from the start in a new folder or from last.pt of an old one."""
+    trainer = Trainer(job, read_checkpoint(job.run.checkpoints / "last.pt") if resuming else None)
+    require_space(job.run.path, trainer.checkpoint_bytes())
+    if rank() == 0 and not resuming:
+        job.run.create(job.recipe, job.command)
+    return trainer.run()
+
+
+def announce(job: Job, notes: list[str], test: ImageSet) -> None:
+    """The header of a run: data, model, objective."""
+    recipe, say = job.recipe, job.terminal.say
+    counts = f"{len(job.train)} train, {len(job.val)} val, {len(test)} {test.split}"
+    say(f"data      {recipe.data.dataset}: {counts}, {len(job.train.class_names)} classes, {job.spec.size} px")
+    for note in notes:
+        say(f"          {note}")
+    parameters = sum(parameter.numel() for parameter in job.model.backbone.parameters())
+    say(
+        f"backbone  {recipe.model.backbone} ({parameters / 1e6:.2f} M), weights {recipe.model.weights}, on {job.device}"
+    )
+    say(f"objective {objective_line(recipe)}")
+    say(f"run       {job.run.path}")
+
+
+def objective_line(recipe: Recipe) -> str:
+    """The objective in a line."""
+    loss = recipe.loss
+    if loss.name == "ce":
+        return "cross-entropy"
+    weight = loss.contrastive_weight
+    terms = f"temperature {loss.temperature:g}"
+    if loss.name == "schane":
+        terms += f", hardness {loss.hardness:g}"
+    return f"{weight:g} {loss.name}({terms}) + {1 - weight:g} cross-entropy, {recipe.augment.views} views"
+
+
+def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """What a summary says of the training."""
+    return {
+        "command": job.command,
+        "dataset": job.recipe.data.dataset,
+        "backbone": job.recipe.model.backbone,
+        "loss": job.recipe.loss.name,
+        "seed": job.recipe.seed,
+        "epochs": job.recipe.train.epochs,
+        "best_epoch": outcome.best_epoch,
+        "val_accuracy": outcome.val_accuracy,
+        "val_n": outcome.val_n,
+        "train_n": len(job.train),
+        "train_seconds": outcome.train_seconds,
+        "images_per_second": outcome.images_per_second,
+        "data_wait_percent": outcome.data_wait_percent,
+        "views_forwarded": outcome.views_forwarded,
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "energy_joules": outcome.energy_joules,
+        "train_sha256": job.train.identity(),
+        "val_sha256": job.val.identity(),
+        "device": str(job.device),
+    }

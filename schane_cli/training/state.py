@@ -1,0 +1,71 @@
+"""What a training run carries from step to step, as the plain values of a checkpoint and back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.utils import ModelEmaV3
+
+from schane_cli.distributed import rank, world_size
+from schane_cli.errors import BadRequest
+from schane_cli.models.checkpoint import restore
+from schane_cli.models.model import SchaneModel
+from schane_cli.models.sharding import split_optimizer_state, whole
+from schane_cli.training.objective import Objective
+
+
+@dataclass
+class Parts:
+    """The parts of a run that hold tensors from step to step, and the device whose random numbers it draws."""
+
+    model: SchaneModel
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    ema: ModelEmaV3 | None
+    device: torch.device
+
+
+def collect(parts: Parts) -> dict[str, Any]:
+    """Optimiser, EMA, objective (its memory) and the random state of every process; called by all of them."""
+    states: list[Any] = [_random_states(parts.device)]
+    if world_size() > 1:
+        states = [None] * world_size()
+        dist.all_gather_object(states, _random_states(parts.device))
+    return {
+        "optimizer": whole(parts.optimizer.state_dict()),
+        "ema": parts.ema.module.state_dict() if parts.ema is not None else None,
+        "objective": parts.objective.state_dict(),
+        "random": states,
+        "world_size": world_size(),
+    }
+
+
+def put_back(parts: Parts, content: dict[str, Any], path: Path) -> None:
+    """The state in the checkpoint `content` of `path`; BadRequest where another number of processes made it."""
+    training = content["training"]
+    if training["world_size"] != world_size():
+        raise BadRequest(
+            f"this run was made by {training['world_size']} processes and cannot go on with {world_size()}: the "
+            "random state of each belongs to its place"
+        )
+    restore(parts.model, content, path)
+    parts.optimizer.load_state_dict(split_optimizer_state(training["optimizer"], parts.optimizer))
+    if parts.ema is not None:
+        parts.ema.module.load_state_dict(training["ema"])
+    parts.objective.load_state_dict(training["objective"])
+    _set_random_states(training["random"][rank()], parts.device)
+
+
+def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

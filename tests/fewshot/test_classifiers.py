@@ -1,0 +1,318 @@
+"""Few-shot classifiers against scikit-learn, scipy and slow loops, on real features and on made ones."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.neighbors import NearestCentroid
+from torch import Tensor
+
+from schane_cli.errors import BadRequest
+from schane_cli.fewshot import scores as episode_scores
+from schane_cli.fewshot.classifiers import CLASSIFIERS, TRANSDUCTIVE, classify, classify_logits, normalize_features
+from schane_cli.fewshot.episodes import Episodes, draw_episodes
+from schane_cli.fewshot.logistic_regression import fit_logistic
+from schane_cli.fewshot.scores import evaluate_episodes
+from schane_cli.metrics.intervals import mean_ci95, paired_comparison
+
+# CIFAR-FS test classes: fine indices of CIFAR-100 in alphabetical order.
+CIFAR_FS_TEST = [2, 5, 8, 21, 34, 42, 46, 58, 60, 62, 69, 70, 77, 83, 84, 86, 94, 95, 98, 99]
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    images, labels = load_digits(return_X_y=True)
+    return torch.tensor(images, dtype=torch.float32) / 16, torch.from_numpy(labels)
+
+
+@torch.no_grad()
+def mobilenet_features(real_data: Path, splits: tuple[str, ...], size: int) -> tuple[Tensor, Tensor]:
+    """Features (n, 1280) of the CIFAR-FS test classes by the pretrained MobileNetV2 0.35, and labels 0 to 19."""
+    norm = partial(torch.nn.BatchNorm2d, eps=1e-3)
+    model = timm.create_model("mobilenetv2_035", num_classes=0, pad_type="same", norm_layer=norm).eval()
+    weights = real_data / "weights" / "mobilenetv2_035_tf_imagenet_backbone.pt"
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    names = sorted(json.loads((real_data / "cifar100" / "files.json").read_text())["train"])
+    features, labels = [], []
+    for label, name in enumerate(names[i] for i in CIFAR_FS_TEST):
+        for split in splits:
+            mosaic = np.asarray(Image.open(real_data / "cifar100" / split / f"{name}.webp").convert("RGB"))
+            height, width = mosaic.shape[0] // 32, mosaic.shape[1] // 32
+            images = mosaic.reshape(height, 32, width, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
+            for part in np.array_split(images, max(1, len(images) // 50)):
+                resized = [np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.BICUBIC)) for i in part]
+                batch = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 127.5 - 1
+                features.append(model(batch))
+                labels += [label] * len(part)
+    return torch.cat(features), torch.tensor(labels)
+
+
+@pytest.fixture(scope="module")
+def cifar_fs(real_data: Path) -> tuple[Tensor, Tensor]:
+    """2,000 images: CIFAR-100's test split of the CIFAR-FS test classes, at 64 px."""
+    return mobilenet_features(real_data, ("test",), 64)
+
+
+def one_by_one(estimator: object, features: Tensor, episodes: Episodes) -> np.ndarray:
+    """Predictions (E, q) of a scikit-learn estimator fitted anew on each episode."""
+    rows, n_shot = features.double().numpy(), episodes.support.shape[2]
+    ways = np.repeat(np.arange(episodes.support.shape[1]), n_shot)
+    fit = estimator.fit  # type: ignore[attr-defined]
+    pairs = (episodes.support, episodes.query)
+    return np.stack([fit(rows[s.ravel()], ways).predict(rows[q]) for s, q in zip(*pairs, strict=True)])
+
+
+def converged(c: float = 1.0) -> LogisticRegression:
+    # scikit-learn's default tolerance of 1e-4 stops early: up to 5 % of queries change between it and 1e-8.
+    return LogisticRegression(C=c, tol=1e-8, max_iter=10_000)
+
+
+def made(seed: int, n_way: int = 4, n_shot: int = 3, n_query: int = 20, d: int = 6) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.randn(5, n_way, 1, d, generator=generator, dtype=torch.float64)
+    support = centers + torch.randn(5, n_way, n_shot, d, generator=generator, dtype=torch.float64)
+    query = centers[:, torch.arange(n_query) % n_way, 0]
+    return support, query + torch.randn(5, n_query, d, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n_shot", [1, 5])
+@pytest.mark.parametrize("normalize", ["l2", "none"])
+def test_logistic_regression_agrees_with_scikit_learn_on_1000_real_episodes(
+    cifar_fs: tuple[Tensor, Tensor], n_shot: int, normalize: str
+) -> None:
+    features, labels = cifar_fs
+    n = 1000 if normalize == "l2" else 25  # scikit-learn needs many more steps on un-normalised features
+    episodes = draw_episodes(labels, n_way=5, n_shot=n_shot, n_query=15, n_episodes=n, seed=0)
+    ours = evaluate_episodes(features, episodes, classifier="logistic", normalize=normalize)
+    theirs = one_by_one(converged(), normalize_features(features, normalize), episodes)
+    assert (ours.predictions == theirs).mean() >= 0.995
+    assert abs(ours.correct.mean() - (theirs == episodes.query_labels).mean()) <= 0.0005
+
+
+@pytest.mark.parametrize("c", [0.1, 1.0, 30.0])
+def test_logistic_regression_finds_the_weights_scikit_learn_finds(c: float) -> None:
+    features, labels = digits()
+    episodes = draw_episodes(labels, n_way=10, n_shot=7, n_query=5, n_episodes=4, seed=0)
+    support = features[torch.from_numpy(episodes.support)].flatten(1, 2).double()  # (4, 70, 64)
+    targets = torch.eye(10, dtype=torch.float64).repeat_interleave(7, dim=0)
+    coefficients, intercept = fit_logistic(support @ support.mT, targets, C=c, tolerance=1e-10)
+    for e in range(4):
+        model = LogisticRegression(C=c, tol=1e-10, max_iter=100_000).fit(support[e], targets.argmax(dim=1))
+        np.testing.assert_allclose(coefficients[e].T @ support[e], model.coef_, atol=1e-4)
+        np.testing.assert_allclose(intercept[e, 0] - intercept[e].mean(), model.intercept_, atol=1e-4)
+
+
+@pytest.mark.parametrize("d", [40, 6])  # 6: more support rows than dimensions, so a singular Gram matrix
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1000.0])
+def test_logistic_regression_solves_its_optimality_conditions_at_any_feature_norm(scale: float, d: int) -> None:
+    support, _ = made(0, n_way=5, n_shot=5, d=d)
+    flat = scale * support.flatten(1, 2)
+    targets = torch.eye(5, dtype=torch.float64).repeat_interleave(5, dim=0)
+    coefficients, intercept = fit_logistic(flat @ flat.mT, targets)
+    residual = targets - (flat @ flat.mT @ coefficients + intercept).softmax(dim=-1)
+    assert (coefficients - residual).abs().max() <= 1e-5
+    assert residual.sum(dim=1).abs().max() <= 1e-4
+
+
+def test_repeated_support_images_do_not_break_logistic_regression() -> None:
+    support, query = made(1)
+    doubled = torch.cat([support, support], dim=2)
+    # Twice each image is once at twice the weight.
+    torch.testing.assert_close(
+        classify_logits("logistic", doubled, query).softmax(-1),
+        classify_logits("logistic", support, query, C=2.0).softmax(-1),
+        atol=1e-4,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0])
+def test_ridge_is_scikit_learns_ridge_classifier(cifar_fs: tuple[Tensor, Tensor], alpha: float) -> None:
+    features, labels = cifar_fs
+    episodes = draw_episodes(labels, n_way=5, n_shot=5, n_query=15, n_episodes=50, seed=1)
+    ours = evaluate_episodes(features, episodes, classifier="ridge", normalize="l2", alpha=alpha)
+    theirs = one_by_one(RidgeClassifier(alpha=alpha), normalize_features(features, "l2"), episodes)
+    assert (ours.predictions == theirs).mean() >= 0.9999
+
+
+@pytest.mark.filterwarnings("ignore:self.within_class_std_dev_")  # digits has pixels that are always 0
+def test_the_euclidean_centroid_is_scikit_learns_nearest_centroid() -> None:
+    features, labels = digits()
+    episodes = draw_episodes(labels, n_way=10, n_shot=3, n_query=10, n_episodes=40, seed=0)
+    ours = evaluate_episodes(features, episodes, classifier="centroid")
+    assert (ours.predictions == one_by_one(NearestCentroid(), features, episodes)).mean() >= 0.9999
+
+
+def test_the_cosine_centroid_and_simpleshot_match_a_slow_loop() -> None:
+    support, query = made(2)
+    mean = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    cosine, simple = classify("centroid", support, query, distance="cosine"), torch.zeros(5, 20)
+    simple = classify("simpleshot", support, query, base_mean=mean)
+    unit = lambda v: v / np.linalg.norm(v)  # noqa: E731
+    for e in range(5):
+        s, q, m = support[e].numpy(), query[e].numpy(), mean.numpy()
+        for j in range(20):
+            assert cosine[e, j] == np.argmax([unit(way.mean(axis=0)) @ unit(q[j]) for way in s])
+            centers = [np.mean([unit(x - m) for x in way], axis=0) for way in s]
+            assert simple[e, j] == np.argmin([np.linalg.norm(unit(q[j] - m) - c) for c in centers])
+
+
+def rectified(support: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """BD-CSPN's prototypes for one episode by loops, and the shifted queries."""
+    n_way = len(support)
+    query = query + support.mean(axis=(0, 1)) - query.mean(axis=0)
+    start = support.mean(axis=1)
+    cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)  # noqa: E731
+    members: list[list[np.ndarray]] = [list(way) for way in support]
+    for q in query:
+        members[int(np.argmax([cosine(q, p) for p in start]))].append(q)
+    weights = [np.array([np.exp(10 * cosine(x, start[c])) for x in members[c]]) for c in range(n_way)]
+    return np.stack([w @ np.stack(x) / w.sum() for w, x in zip(weights, members, strict=True)]), query
+
+
+def test_bd_cspn_matches_a_slow_loop() -> None:
+    support, query = (normalize_features(x, "l2") for x in made(3))
+    logits = classify_logits("bd-cspn", support, query)
+    for e in range(5):
+        prototypes, shifted = rectified(support[e].numpy(), query[e].numpy())
+        unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (shifted, prototypes)]
+        np.testing.assert_allclose(logits[e], unit[0] @ unit[1].T, atol=1e-10)
+
+
+def test_laplacianshot_matches_a_slow_loop() -> None:
+    support, query = (normalize_features(x, "l2") for x in made(4))
+    logits = classify_logits("laplacianshot", support, query, smoothness=0.5, neighbours=2, iterations=3)
+    for e in range(5):
+        prototypes, shifted = rectified(support[e].numpy(), query[e].numpy())
+        unary = np.array([[np.sum((q - p) ** 2) for p in prototypes] for q in shifted])
+        scores = -unary
+        for _ in range(3):
+            soft = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+            for i, q in enumerate(shifted):
+                near = np.argsort(np.linalg.norm(shifted - q, axis=1))[1:3]
+                scores[i] = -unary[i] + 0.5 * soft[near].sum(axis=0)
+        np.testing.assert_allclose(logits[e], scores, atol=1e-7)
+
+
+def test_transductive_classifiers_look_at_the_other_queries_and_the_rest_do_not() -> None:
+    support, query = made(5)
+    for name in CLASSIFIERS:
+        options = {"base_mean": torch.zeros(6)} if name == "simpleshot" else {}
+        together = classify_logits(name, support, query, **options)
+        fewer = classify_logits(name, support, query[:, 5:], **options)
+        assert torch.allclose(together[:, 5:], fewer, atol=1e-4) == (name not in TRANSDUCTIVE), name
+
+
+def test_transductive_classifiers_gain_on_balanced_queries_and_lose_it_on_imbalanced_ones(
+    cifar_fs: tuple[Tensor, Tensor],
+) -> None:
+    features, labels = cifar_fs
+    gain = []
+    for dirichlet in (None, 0.5):
+        episodes = draw_episodes(labels, n_way=5, n_shot=5, n_query=15, n_episodes=300, seed=0, dirichlet=dirichlet)
+        rectified, plain = (
+            evaluate_episodes(features, episodes, classifier=name, normalize="l2").accuracies
+            for name in ("bd-cspn", "centroid")
+        )
+        gain.append(paired_comparison(plain, rectified))
+    balanced, imbalanced = gain
+    assert balanced.low > 0
+    assert imbalanced.high < 0
+
+
+@pytest.mark.parametrize("name", sorted(CLASSIFIERS))
+def test_scores_do_not_depend_on_the_chunk(name: str) -> None:
+    features, labels = digits()
+    episodes = draw_episodes(labels, n_way=5, n_shot=2, n_query=4, n_episodes=23, seed=0)
+    mean = features.mean(dim=0)
+    seen: list[tuple[int, int]] = []
+    whole = evaluate_episodes(features, episodes, classifier=name, base_mean=mean)
+    parts = evaluate_episodes(
+        features, episodes, classifier=name, base_mean=mean, chunk=10, progress=lambda *done: seen.append(done)
+    )
+    assert (whole.predictions == parts.predictions).all()
+    assert seen == [(10, 23), (20, 23), (23, 23)]
+    assert whole.accuracies.shape == (23,)
+    assert (whole.accuracies == (whole.predictions == episodes.query_labels).mean(axis=1)).all()
+
+
+def test_augmented_support_stands_in_for_the_plain_images() -> None:
+    features, labels = digits()
+    copies = torch.stack([features.roll(k, dims=1) for k in range(3)])
+    episodes = draw_episodes(labels, n_way=5, n_shot=2, n_query=4, n_episodes=9, seed=0)
+    scores = evaluate_episodes(features, episodes, classifier="logistic", augmented_support=copies, chunk=4)
+    for e in range(9):
+        rows = np.concatenate([copies[:, i].numpy() for i in episodes.support[e].ravel()])
+        model = converged().fit(rows, np.repeat(np.arange(5), 6))
+        assert (scores.predictions[e] == model.predict(features[episodes.query[e]].numpy())).all()
+
+
+def test_what_cannot_be_scored_is_refused_in_a_sentence() -> None:
+    features, labels = digits()
+    episodes = draw_episodes(labels, n_way=5, n_shot=2, n_query=4, n_episodes=9, seed=0)
+    with pytest.raises(BadRequest, match="did you mean 'logistic'"):
+        evaluate_episodes(features, episodes, classifier="logistics")
+    with pytest.raises(BadRequest, match="features of another data set"):
+        evaluate_episodes(features[:50], episodes, classifier="centroid")
+    with pytest.raises(BadRequest, match="not finite"):
+        evaluate_episodes(features.log() - features.log(), episodes, classifier="centroid")
+    with pytest.raises(BadRequest, match="base_mean"):
+        evaluate_episodes(features, episodes, classifier="simpleshot")
+    with pytest.raises(BadRequest, match="CL2N on raw features"):
+        evaluate_episodes(features, episodes, classifier="simpleshot", normalize="l2")
+    with pytest.raises(BadRequest, match="unknown normalisation 'l3'"):
+        evaluate_episodes(features, episodes, classifier="centroid", normalize="l3")
+    with pytest.raises(BadRequest, match="unknown distance"):
+        evaluate_episodes(features, episodes, classifier="centroid", distance="city")
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_predictions_of_the_cpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    features, labels = digits()
+    episodes = draw_episodes(labels, n_way=5, n_shot=5, n_query=15, n_episodes=200, seed=0)
+    for name in CLASSIFIERS:
+        here, there = (
+            evaluate_episodes(features, episodes, classifier=name, base_mean=features.mean(dim=0), device=device)
+            for device in ("cpu", "cuda")
+        )
+        assert (here.predictions == there.predictions).mean() >= 0.999, name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_reference_numbers_on_cifar_fs_are_met(real_data: Path) -> None:
+    """README.md of the test data: cosine nearest centroid at 112 px, 600 episodes: 66.3 +- 0.9 and 84.0 +- 0.6."""
+    features, labels = mobilenet_features(real_data, ("train", "test"), 112)
+    for n_shot, expected, interval in ((1, 0.663, 0.009), (5, 0.840, 0.006)):
+        episodes = draw_episodes(labels, n_way=5, n_shot=n_shot, n_query=15, n_episodes=600, seed=0)
+        scores = evaluate_episodes(features, episodes, classifier="centroid", distance="cosine")
+        mean, half = mean_ci95(scores.accuracies)
+        assert abs(mean - expected) <= interval + half
+        assert half == pytest.approx(interval, abs=0.001)
+
+
+@pytest.mark.parametrize("copies", [None, 3])
+def test_the_streamed_centroids_of_a_cpu_are_the_classifiers(
+    copies: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episode_scores, "TILE_BYTES", 20 * 24 * 4 * 4)  # four episodes of 20 queries in a tile
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 24, generator=generator)
+    augmented = None if copies is None else torch.randn(copies, 200, 24, generator=generator)
+    episodes = draw_episodes(np.arange(200) % 8, n_way=4, n_shot=3, n_query=5, n_episodes=37, seed=1)
+    given = {"augmented_support": augmented}
+    found = evaluate_episodes(features, episodes, classifier="centroid", **given)
+    sources = features.unsqueeze(0) if augmented is None else augmented
+    support = torch.cat([one[episodes.support] for one in sources], dim=2)  # (E, n_way, n_shot * copies, d)
+    slow = classify("centroid", support, features[episodes.query])
+    assert np.array_equal(found.predictions, slow.numpy())
+    few = evaluate_episodes(features, episodes, classifier="centroid", chunk=5, **given)
+    assert np.array_equal(few.predictions, found.predictions)

@@ -1,0 +1,208 @@
+"""Classification metrics against scikit-learn, SciPy and slow loops."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm, t
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    log_loss,
+    roc_auc_score,
+    roc_curve,
+    top_k_accuracy_score,
+)
+
+from schane_cli.errors import BadRequest
+from schane_cli.metrics import classification as metrics
+from schane_cli.metrics import intervals, ood
+from schane_cli.metrics.bootstrap import Bootstrap, bootstrap_interval
+
+
+@pytest.fixture
+def scored() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 7, size=400)
+    logits = rng.normal(size=(400, 7))
+    logits[np.arange(400), labels] += 1.5
+    return logits, labels
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_topk_accuracy_equals_scikit_learns(scored, k):
+    logits, labels = scored
+    expected = top_k_accuracy_score(labels, logits, k=k)
+    assert metrics.topk_accuracy(logits, labels, k).value == pytest.approx(expected)
+    assert metrics.topk_accuracy(torch.tensor(logits), torch.tensor(labels), k).value == pytest.approx(expected)
+
+
+def test_constant_logits_score_as_argmax_does_and_not_all_right():
+    labels = np.array([0, 1, 2, 3])
+    assert metrics.topk_accuracy(np.zeros((4, 4)), labels, 1).value == 0.25
+    assert metrics.topk_accuracy(np.zeros((4, 4)), labels, 2).value == 0.5
+
+
+def test_half_precision_tensors_are_taken(scored):
+    logits, labels = torch.tensor(scored[0]).bfloat16(), scored[1]
+    assert metrics.topk_accuracy(logits, labels).value == accuracy_score(labels, logits.float().numpy().argmax(1))
+
+
+def test_the_accuracy_interval_is_wilsons_formula():
+    p, n, z = 47 / 60, 60, norm.ppf(0.975)
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert intervals.accuracy_interval(47, 60).ci95 == pytest.approx((centre - half, centre + half))
+    low, high = intervals.accuracy_interval(20, 20).ci95
+    assert low == pytest.approx(20 / (20 + z**2))
+    assert high == pytest.approx(1)
+
+
+def test_per_class_accuracy_averages_to_balanced_accuracy_and_is_none_without_images(scored):
+    logits, labels = scored
+    rows = metrics.per_class_accuracy(logits, labels)
+    assert np.mean([row.value for row in rows]) == pytest.approx(balanced_accuracy_score(labels, logits.argmax(1)))
+    assert metrics.per_class_accuracy(logits[labels != 3], labels[labels != 3])[3] is None
+
+
+def test_the_confusion_matrix_counts_label_by_prediction(scored):
+    logits, labels = scored
+    slow = np.zeros((7, 7), dtype=int)
+    for row, label in zip(logits, labels, strict=True):
+        slow[label, row.argmax()] += 1
+    np.testing.assert_array_equal(metrics.confusion(logits, labels), slow)
+
+
+def test_calibration_equals_a_slow_loop_and_scikit_learns_log_loss(scored):
+    logits, labels = scored
+    result = metrics.calibration(logits, labels, seed=0)
+    p = softmax(logits)
+    confidence, correct = p.max(1), p.argmax(1) == labels
+    ece = 0.0
+    for b in range(15):
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        if inside.any():
+            ece += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
+    assert result.ece.value == pytest.approx(ece)
+    assert result.nll.value == pytest.approx(log_loss(labels, p, labels=np.arange(7)))
+    assert result.brier.value == pytest.approx(((p - np.eye(7)[labels]) ** 2).sum(1).mean())
+    assert sum(b.n for b in result.reliability) == 400
+    gaps = [b.n / 400 * abs(b.accuracy.value - b.confidence) for b in result.reliability if b.n]
+    assert sum(gaps) == pytest.approx(ece)
+    for estimate in (result.ece, result.nll, result.brier):
+        assert estimate.ci95[0] < estimate.value < estimate.ci95[1]
+
+
+def test_calibration_of_known_cases():
+    sure = np.array([[50.0, 0.0], [50.0, 0.0], [50.0, 0.0], [50.0, 0.0]])
+    half_wrong = metrics.calibration(sure, np.array([0, 0, 1, 1]), seed=0)
+    assert half_wrong.ece.value == pytest.approx(0.5)
+    assert half_wrong.brier.value == pytest.approx(1.0)
+    right = metrics.calibration(sure, np.zeros(4, dtype=int), seed=0)
+    assert right.ece.value == pytest.approx(0, abs=1e-9)
+    uniform = metrics.calibration(np.zeros((8, 4)), np.arange(8) % 4, seed=0)
+    assert uniform.nll.value == pytest.approx(np.log(4))
+    assert uniform.ece.value == pytest.approx(0)
+
+
+def test_the_bootstrap_of_a_mean_has_the_standard_error_of_the_mean(scored):
+    result = metrics.calibration(*scored, seed=0, n_bootstrap=4000)
+    nll = -np.log(softmax(scored[0])[np.arange(400), scored[1]])
+    width = result.nll.ci95[1] - result.nll.ci95[0]
+    assert width == pytest.approx(2 * 1.96 * nll.std() / 20, rel=0.06)
+
+
+def test_the_bootstrap_counts_sum_to_n_and_repeat_with_the_seed():
+    first, again = (Bootstrap(37, n_resamples=20, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.counts, again.counts)
+    assert (first.counts.sum(axis=1) == 37).all()
+    samples = np.random.default_rng(0).normal(size=(37, 3))
+    np.testing.assert_allclose(first.means(samples), first.counts.astype(float) @ samples / 37)
+    parts = first.weighted_sums(samples[:20], slice(0, 20)) + first.weighted_sums(samples[20:], slice(20, 37))
+    np.testing.assert_allclose(parts / 37, first.means(samples))
+
+
+def test_an_interval_holds_its_value_even_where_resampling_biases_the_figure():
+    assert bootstrap_interval(0.1, np.linspace(0.3, 0.5, 1001)) == pytest.approx((0.005, 0.195))
+    assert bootstrap_interval(0.1, np.linspace(0.3, 0.6, 1001), low=0.0)[0] == 0.0
+
+
+def test_the_fitted_temperature_undoes_a_known_scale():
+    rng = np.random.default_rng(1)
+    true_logits = rng.normal(size=(8_000, 5)) * 2
+    labels = np.array([rng.choice(5, p=p) for p in softmax(true_logits)])
+    fit = metrics.fit_temperature(true_logits * 3, labels)
+    assert fit.temperature == pytest.approx(3, rel=0.06)
+    assert fit.nll_after < fit.nll_before
+    assert not fit.at_bound
+    grid = np.linspace(2.5, 3.5, 51)
+    nll = [log_loss(labels, softmax(true_logits * 3 / temperature)) for temperature in grid]
+    assert fit.temperature == pytest.approx(grid[np.argmin(nll)], abs=0.021)
+
+
+def test_a_temperature_without_optimum_says_that_it_ended_at_the_bound():
+    fit = metrics.fit_temperature(np.eye(4), np.arange(4))
+    assert fit.at_bound
+    assert fit.temperature == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_mean_over_seeds_has_students_interval():
+    result = intervals.mean_over_seeds([0.8, 0.82, 0.85])
+    low, high = t.interval(0.95, 2, loc=np.mean([0.8, 0.82, 0.85]), scale=np.std([0.8, 0.82, 0.85], ddof=1) / 3**0.5)
+    assert result.ci95 == pytest.approx((low, high))
+    assert result.n == 3
+    with pytest.raises(BadRequest, match="at least 2 runs"):
+        intervals.mean_over_seeds([0.8])
+
+
+def test_out_of_distribution_detection_equals_scikit_learns_curve():
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(1, 1, 300).round(1), rng.normal(0, 1, 200).round(1)
+    result = ood.ood_detection(inside, outside, seed=0, n_bootstrap=300)
+    truth, scores = np.repeat([1, 0], [300, 200]), np.concatenate([inside, outside])
+    assert result.auroc.value == pytest.approx(roc_auc_score(truth, scores))
+    fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
+    assert result.fpr95.value == pytest.approx(fpr[np.argmax(tpr >= 0.95)])
+    assert result.auroc.ci95[0] < result.auroc.value < result.auroc.ci95[1]
+    perfect = ood.ood_detection([2.0, 3.0], [0.0, 1.0], seed=0, n_bootstrap=10)
+    assert (perfect.auroc.value, perfect.fpr95.value) == (1.0, 0.0)
+
+
+def test_out_of_distribution_scores_equal_their_formulas():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20, 4)) * 3
+    np.testing.assert_allclose(ood.max_softmax_score(logits), softmax(logits).max(1))
+    np.testing.assert_allclose(ood.energy_score(logits), np.log(np.exp(logits).sum(1)))
+    np.testing.assert_allclose(ood.energy_score(logits, 2.0), 2 * np.log(np.exp(logits / 2).sum(1)))
+    queries, train = rng.normal(size=(6, 3)), rng.normal(size=(30, 3))
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (queries, train)]
+    distances = np.sort(np.linalg.norm(unit[0][:, None] - unit[1][None], axis=2), axis=1)
+    np.testing.assert_allclose(ood.knn_score(queries, train, k=5), -distances[:, 4])
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "sentence"),
+    [
+        (np.zeros((3, 2)), np.zeros(4, dtype=int), "must go together"),
+        (np.zeros((0, 2)), np.zeros(0, dtype=int), "no images"),
+        (np.array([[0.0, 1.0], [np.nan, 0.0]]), np.zeros(2, dtype=int), r"1 row \(1\) are not finite"),
+        (np.zeros((2, 2)), np.array([0, 2]), "run from 0 to 2"),
+        (np.zeros((2, 2)), np.array([0.0, 1.0]), "integers"),
+    ],
+)
+def test_malformed_input_is_refused_in_a_sentence(logits, labels, sentence):
+    with pytest.raises(BadRequest, match=sentence):
+        metrics.topk_accuracy(logits, labels)
+
+
+def test_a_k_beyond_the_classes_and_too_few_training_embeddings_are_refused(scored):
+    with pytest.raises(BadRequest, match="from 1 to the 7 classes"):
+        metrics.topk_accuracy(*scored, k=8)
+    with pytest.raises(BadRequest, match="at least 50 training embeddings"):
+        ood.knn_score(np.ones((2, 3)), np.ones((10, 3)))
+    with pytest.raises(BadRequest, match="must be finite"):
+        ood.ood_detection([np.nan], [1.0], seed=0)

@@ -1,0 +1,203 @@
+"""Several processes on one batch: the loss curve, the evaluation and the run folder of one process."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from schane_cli.commands.finetune import finetune
+from schane_cli.distributed import process_group, rank
+from schane_cli.errors import BadRequest
+from schane_cli.models.files import read_tensors
+from schane_cli.terminal import Terminal
+from schane_cli.training import trainer as training
+from schane_cli.training.interruption import Interrupted
+from schane_cli.training.trainer import Trainer, check_sharding
+from tests.jobs import tiny_recipe
+
+# LayerNorm, since BatchNorm normalises each process's part by itself; 25 images do not part evenly; 20 steps.
+RECIPE = {"model__backbone": "test_vit", "train__epochs": 5, "train__lr": 1e-3}
+
+
+def _train(process: int, world: int, folder: Path, overrides: dict) -> None:
+    os.environ |= {
+        "RANK": str(process),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(process),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": (folder / "port").read_text(),
+    }
+    torch.set_num_threads(1)
+    curve: list[float] = []
+    report = Trainer._report
+
+    def recording(self: Trainer, task, figures: dict[str, float], seconds: float) -> None:
+        curve.append(figures["loss"])
+        report(self, task, figures, seconds)
+        if (folder / "stop").exists() and self.step == 6 and rank() == 0:
+            signal.raise_signal(signal.SIGUSR1)  # one process alone is told, and all stop
+
+    Trainer._report = recording  # type: ignore[method-assign]
+    with process_group("cpu"):
+        last = folder / "run" / "checkpoints" / "last.pt"
+        resume = folder / "run" if last.is_file() else None
+        try:
+            summary = finetune(
+                tiny_recipe(**overrides), out=folder / "run", terminal=Terminal(quiet=True), resume=resume
+            )
+        except Interrupted:
+            return
+        if rank() == 0:
+            (folder / "curve.json").write_text(json.dumps({"curve": curve, "summary": summary}))
+
+
+def _run(folder: Path, world: int, overrides: dict) -> dict:
+    _start(folder, world, overrides)
+    return json.loads((folder / "curve.json").read_text())
+
+
+def _start(folder: Path, world: int, overrides: dict) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "port").write_text(_free_port())
+    multiprocessing.set_forkserver_preload(["tests.jobs"])
+    torch.multiprocessing.start_processes(_train, (world, folder, overrides), nprocs=world, start_method="forkserver")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"train__chunk_size": 5}, {"loss__name": "ce"}, {"loss__name": "supcon", "loss__memory_size": 50}],
+    ids=["schane", "chunks", "ce", "memory"],
+)
+def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path, overrides: dict) -> None:
+    one = _run(tmp_path / "one", 1, RECIPE | overrides)
+    two = _run(tmp_path / "two", 2, RECIPE | overrides)
+    assert len(one["curve"]) == len(two["curve"]) == 20
+    assert two["curve"] == pytest.approx(one["curve"], rel=1e-4, abs=1e-4)
+    assert two["summary"]["test_n"] == one["summary"]["test_n"] == 359
+    assert two["summary"]["val_accuracy"] == pytest.approx(one["summary"]["val_accuracy"], abs=1.5 / 144)
+    lines = (tmp_path / "two" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["event"] == "epoch" for line in lines) == 5  # the first process alone writes
+
+
+SPLIT = RECIPE | {"train__ema_decay": None, "train__batch_size": 24, "train__sharding": "fsdp", "train__clip_grad": 1.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [{}, {"train__chunk_size": 5}], ids=["whole", "chunks"])
+def test_a_model_split_over_two_processes_follows_the_loss_curve_of_one(tmp_path: Path, overrides: dict) -> None:
+    one = _run(tmp_path / "one", 1, SPLIT | {"train__sharding": "ddp"})
+    two = _run(tmp_path / "two", 2, SPLIT | overrides)
+    assert len(one["curve"]) == len(two["curve"]) == 20
+    assert two["curve"] == pytest.approx(one["curve"], rel=1e-4, abs=1e-4)
+    assert two["summary"]["test_n"] == 359
+    states = [read_tensors(tmp_path / name / "run" / "checkpoints" / "last.pt") for name in ("one", "two")]
+    for key, tensor in states[0]["state_dict"].items():
+        assert torch.allclose(tensor, states[1]["state_dict"][key], atol=2e-3), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_processes_stopped_and_resumed_end_with_the_bits_of_a_run_never_stopped(
+    tmp_path: Path, sharding: str
+) -> None:
+    recipe = SPLIT | {"train__sharding": sharding, "model__drop_path": 0.2, "model__freeze": ["patch_embed"]}
+    _start(tmp_path / "whole", 2, recipe)
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "stop").touch()
+    _start(tmp_path / "stopped", 2, recipe)
+    assert not (tmp_path / "stopped" / "run" / "summary.json").exists()
+    (tmp_path / "stopped" / "stop").unlink()
+    _start(tmp_path / "stopped", 2, recipe)
+    for name in ("best.pt", "last.pt"):
+        a, b = (read_tensors(tmp_path / run / "run" / "checkpoints" / name) for run in ("whole", "stopped"))
+        assert a["progress"] == b["progress"]
+        for part in ("state_dict", "projection"):
+            assert all(torch.equal(tensor, b[part][key]) for key, tensor in a[part].items()), (name, part)
+
+
+def test_what_does_not_go_with_a_split_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadRequest, match="start several with torchrun"):
+        check_sharding(tiny_recipe(train__sharding="fsdp").train)
+    monkeypatch.setattr(training, "world_size", lambda: 2)
+    with pytest.raises(BadRequest, match="batch size 25 does not divide by 2 processes"):
+        check_sharding(tiny_recipe(train__sharding="fsdp").train)
+    with pytest.raises(BadRequest, match="goes without train.ema_decay"):
+        check_sharding(tiny_recipe(train__sharding="fsdp", train__batch_size=24, train__ema_decay=0.9).train)
+
+
+def _torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", _free_port()]
+    recipe = ("data.workers=0", "data.train_per_class=10", "model.backbone=test_vit", "train.batch_size=25")
+    sets = [part for value in recipe for part in ("--set", value)]
+    run = ["-m", "schane_cli", "finetune", "--device", "cpu", "--epochs", "2000", *sets, *arguments]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parents[2])]),
+    }
+    return subprocess.Popen(
+        [*command, *run], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def _free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def _process_of_rank(launcher: int, wanted: int) -> int:
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and f"RANK={wanted}" in (place / "environ").read_text().split("\0"):
+                return int(place.name)
+        except (OSError, ValueError):
+            continue
+    raise AssertionError(f"no process of rank {wanted}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process of a rank through /proc")
+def test_a_process_that_dies_ends_the_run_with_a_sentence_and_leaves_it_whole(tmp_path: Path) -> None:
+    launcher = _torchrun(tmp_path, "--out", "run")
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    until = time.monotonic() + 120
+    while not last.exists():
+        assert launcher.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    os.kill(_process_of_rank(launcher.pid, 1), signal.SIGKILL)
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert "another process of the run ended" in output
+    assert "Signal 9 (SIGKILL)" in output  # what torchrun says of the one that died
+    assert read_tensors(last)["training"]["step"] > 0
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_the_error_of_the_run(tmp_path: Path) -> None:
+    """Rank 1 alone fails, in its first batch; the other does not wait for it for ever."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    from schane_cli.features import extract as features\n"
+        "    from schane_cli.errors import SchaneError\n"
+        "    def broken(*a, **k): raise SchaneError('the disk of this machine is gone')\n"
+        "    import schane_cli.training.trainer; schane_cli.training.trainer.make_batch = broken\n"
+    )
+    launcher = _torchrun(tmp_path, "--out", "run")
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    assert "the disk of this machine is gone" in output
+    assert "another process of the run ended" in output

@@ -1,0 +1,132 @@
+"""What the trackers show: the figures of metrics.jsonl, each step once, through a stop and a resume."""
+
+import json
+import signal
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from schane_cli.errors import BadRequest
+from schane_cli.training import trackers as trackers_module
+from schane_cli.training import trainer as training
+from schane_cli.training.interruption import Interrupted
+from schane_cli.training.trainer import Trainer
+from tests.jobs import run_tiny
+
+EVERY_STEP = {"train__epochs": 2}  # 8 steps, a log line each
+SHOWN = {"loss", "contrastive", "cross_entropy", "lr", "images_per_second", "data_wait_percent", "grad_norm"}
+SHOWN |= {"positives_per_anchor", "effective_hardness"}
+
+
+@pytest.fixture(autouse=True)
+def _log_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY_STEPS", 1)
+
+
+def _stopped_and_resumed(out: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """Stop at step 6 without a save since step 4 (as a kill does), go on; steps of each kind in metrics.jsonl."""
+    save = Trainer.save_last
+
+    def stop(self: Trainer) -> None:
+        if self.step == 6:
+            raise Interrupted(signal.SIGTERM, f"finetune --resume {out}")
+        save(self)
+
+    log = Trainer._log
+
+    def logged(self: Trainer, event: str, **values: object) -> None:
+        log(self, event, **values)
+        if event == "step" and self.step == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Trainer, "save_last", stop)
+        stopping.setattr(Trainer, "_log", logged)
+        with pytest.raises(Interrupted):
+            run_tiny(out, train__trackers=[tracker], **EVERY_STEP)
+    run_tiny(out, resume=True, train__trackers=[tracker], **EVERY_STEP)
+    steps: dict[str, list[int]] = {}
+    for text in (out / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        steps.setdefault(line["event"], []).append(line["step"])
+    assert steps == {"step": list(range(1, 9)), "epoch": [4, 8]}
+    return steps
+
+
+def test_tensorboard_holds_each_step_of_metrics_once_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    steps = _stopped_and_resumed(tmp_path / "run", "tensorboard", monkeypatch)
+    events = accumulator.EventAccumulator(
+        str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0}, purge_orphaned_data=False
+    ).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {f"train/{name}" for name in SHOWN} | {"val/accuracy", "val/nll"} <= tags
+    assert [point.step for point in events.Scalars("train/loss")] == steps["step"]
+    assert [point.step for point in events.Scalars("val/accuracy")] == steps["epoch"]
+    lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["loss"] for line in lines if line["event"] == "step"]
+    assert [point.value for point in events.Scalars("train/loss")] == pytest.approx(logged, rel=1e-6)
+
+
+def test_mlflow_holds_each_step_of_metrics_once_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    steps = _stopped_and_resumed(tmp_path / "run", "mlflow", monkeypatch)
+    client = tracking.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("schane").experiment_id])
+    assert run.data.params["loss.temperature"] == "0.5"
+    assert run.info.status == "FINISHED"
+    for name in SHOWN:
+        assert [point.step for point in client.get_metric_history(run.info.run_id, f"train/{name}")] == steps["step"]
+    assert [p.step for p in client.get_metric_history(run.info.run_id, "val/accuracy")] == steps["epoch"]
+
+
+@pytest.mark.slow
+def test_wandb_offline_gets_each_step_once_under_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sent: list[tuple[str, int]] = []
+    log = wandb.sdk.wandb_run.Run.log
+
+    def recording(self, data: dict, step: int | None = None, **rest: object) -> None:
+        sent.extend((name, step) for name in data if name in {"train/loss", "val/accuracy"})
+        log(self, data, step=step, **rest)
+
+    monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log", recording)
+    steps = _stopped_and_resumed(tmp_path / "run", "wandb", monkeypatch)
+    assert [step for name, step in sent if name == "train/loss"] == steps["step"]
+    assert [step for name, step in sent if name == "val/accuracy"] == steps["epoch"]
+    files = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    assert len({file.name for file in files}) == 1
+    assert all(b"effective_hardness" in file.read_bytes() for file in files)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_missing_package_names_its_extra_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(trackers_module, "find_spec", lambda package: None)
+    with pytest.raises(BadRequest, match=rf"pip install 'schane\[{name}\]'"):
+        run_tiny(tmp_path / "run", train__trackers=[name])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="needs schane[mlflow]")
+def test_a_tracker_that_does_not_start_is_one_sentence_before_the_first_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    monkeypatch.setattr(Trainer, "_training_step", lambda *_: pytest.fail("a batch was trained"))
+    with pytest.raises(BadRequest, match=r"train\.trackers mlflow does not start: "):
+        run_tiny(tmp_path / "run", train__trackers=["mlflow"])
+
+
+def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=r"train\.trackers"):
+        run_tiny(tmp_path / "run", train__trackers=["comet"])
