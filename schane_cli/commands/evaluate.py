@@ -4,10 +4,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from torchvision.io import encode_png
 
 from schane_cli.commands.robustness import Foreign, corruption_figures, load_foreign, ood_figures, outputs
 from schane_cli.datasets.load import load_splits
@@ -19,9 +19,11 @@ from schane_cli.metrics.classification import Calibration
 from schane_cli.metrics.intervals import Estimate
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.recipe import DataRecipe, Recipe, build_recipe
-from schane_cli.reports import plots
 from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label
 from schane_cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def evaluate_one(
         "run": str(run.path),
     }
     write_tables(run, scores, images)
-    plots.save(plots.mistakes(worst_mistakes(found, images)), run.figures / "mistakes.png")
+    worst_mistakes(found, images).to_parquet(run.path / "mistakes.parquet", index=False)
     run.finish(summary)
     return plain(summary)
 
@@ -239,19 +241,25 @@ def bins(found: Calibration) -> list[dict[str, Any]]:
     ]
 
 
-def worst_mistakes(found: Features, images: ImageSet, most: int = 24) -> list[tuple[np.ndarray, str]]:
-    """The wrong predictions of highest confidence: (image uint8 (H, W, 3), `label, taken for prediction, 99 %`)."""
-    confidence, predicted = found.logits.double().softmax(1).max(1)
-    wrong = (predicted != found.labels).nonzero()[:, 0]
+def worst_mistakes(features: Features, images: ImageSet, most: int = 24) -> "pd.DataFrame":
+    """The wrong predictions of highest confidence, one per row: id, label, prediction, confidence and a PNG picture."""
+    import pandas as pd
+
+    confidence, predicted = features.logits.double().softmax(1).max(1)
+    wrong = (predicted != features.labels).nonzero()[:, 0]
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:most].tolist()
-    name = images.class_names
-    return [
-        (
-            images.read(index).permute(1, 2, 0).numpy(),
-            f"{name[images.labels[index]]}\ntaken for {name[predicted[index]]}, {100 * confidence[index]:.0f} %",
-        )
+    names = images.class_names
+    rows = [
+        {
+            "id": images.ids[index],
+            "label": names[images.labels[index]],
+            "prediction": names[int(predicted[index])],
+            "confidence": float(confidence[index]),
+            "picture": encode_png(images.read(index)).numpy().tobytes(),
+        }
         for index in worst
     ]
+    return pd.DataFrame(rows, columns=["id", "label", "prediction", "confidence", "picture"])
 
 
 def write_tables(run: RunFolder, scores: Scores, images: ImageSet) -> None:

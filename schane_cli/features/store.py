@@ -11,10 +11,12 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -22,12 +24,14 @@ from schane_cli.distributed import rank, same_everywhere, world_size
 from schane_cli.features.extract import autocast, normalise
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import Batch, eval_loader, eval_transform, train_transform, view_loader, worker_count
-from schane_cli.metrics.bootstrap import Floats, Ints
 from schane_cli.models.checkpoint import Loaded
 from schane_cli.models.model import Outputs, place
 from schane_cli.recipe import AugmentRecipe, Recipe
 from schane_cli.run import RESULTS
 from schane_cli.terminal import Task, Terminal
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.integer[Any]]
 
 BLOCK = 4096  # images a file: 31 MB for the three outputs of a ViT-B with 1,000 classes
 

@@ -43,7 +43,7 @@ Everything is computed in fp32 with autocast off (float64 stays float64), in log
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
@@ -197,21 +197,33 @@ def _dense_soft_means(pool: Tensor, pairs: Pairs, weighting: Weighting) -> tuple
     return positive, largest[:, 0] + hard - soft
 
 
-def _soft_means(backend: Backend, allow_tf32: bool, pool: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The function that computes the soft means of this pool under `backend`. A missing file or Triton is no error
-    for "auto": then this file was lifted out alone, or the platform has no Triton."""
-    automatic = backend == "auto"
-    if backend == "triton" or (automatic and pool.is_cuda and pool.dtype == torch.float32):
-        with suppress(ModuleNotFoundError) if automatic else nullcontext():
-            from schane_cli.losses.triton import triton_soft_means
+SoftMeans = Callable[..., tuple[Tensor, Tensor]]
+_BACKENDS: dict[str, SoftMeans] = {}
 
-            return partial(triton_soft_means, allow_tf32=allow_tf32)
-    if backend == "tiled" or (automatic and len(pool) > DENSE_ROWS):
-        with suppress(ModuleNotFoundError) if automatic else nullcontext():
-            from schane_cli.losses.tiled import tiled_soft_means
 
-            return partial(tiled_soft_means, allow_tf32=allow_tf32)
-    return _dense_soft_means
+def register_backend(name: str, soft_means: SoftMeans) -> None:
+    """Offer `soft_means(pool, pairs, weighting, allow_tf32=...)` as `backend=name`.
+
+    It returns what `_dense_soft_means` returns. The package registers `tiled` and `triton`; this file has `dense`.
+    """
+    _BACKENDS[name] = soft_means
+
+
+def _soft_means(backend: Backend, allow_tf32: bool, pool: Tensor) -> SoftMeans:
+    """The function that computes the soft means of this pool under `backend`.
+
+    Raises ValueError for a backend that is not registered: on a platform without Triton, or in a copy of this file.
+    """
+    name: str = backend
+    if backend == "auto":
+        fused = pool.is_cuda and pool.dtype == torch.float32
+        wanted = [*(["triton"] if fused else []), *(["tiled"] if fused or len(pool) > DENSE_ROWS else [])]
+        name = next((choice for choice in wanted if choice in _BACKENDS), "dense")
+    if name == "dense":
+        return _dense_soft_means
+    if name not in _BACKENDS:
+        raise ValueError(f"backend {name!r} is not available here; available: {', '.join(['dense', *_BACKENDS])}")
+    return partial(_BACKENDS[name], allow_tf32=allow_tf32)
 
 
 class Shared(TypedDict, total=False):

@@ -1,11 +1,13 @@
 """The tables, pictures and page of `schane eval`."""
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from schane_cli.reports import plots
 from schane_cli.reports.html import (
@@ -77,7 +79,7 @@ def _one(run: Path, summary: Mapping[str, Any], terminal: Terminal) -> None:
 
 
 def draw(run: Path, summary: Mapping[str, Any]) -> None:
-    """figures/confusion.png, reliability.png, corruptions.png."""
+    """figures/confusion.png, reliability.png, mistakes.png, corruptions.png."""
     split, figures = summary["split"], run / "figures"
     counts = pd.read_csv(run / "confusion.csv", index_col=0)
     plots.save(
@@ -88,10 +90,23 @@ def draw(run: Path, summary: Mapping[str, Any]) -> None:
         told = f"temperature {summary['temperature']:.2f}: ECE {percent(summary[f'{split}_ece_scaled'])}"
         panels.append((told, summary["reliability_scaled"]))
     plots.save(plots.reliability(panels), figures / "reliability.png")
+    plots.save(plots.mistakes(_captioned_mistakes(run)), figures / "mistakes.png")
     if "corruptions" in summary:
         names, accuracies = _by_corruption(summary)
         drawn = plots.corruption_map(accuracies, names, summary[f"{split}_accuracy"])
         plots.save(drawn, figures / "corruptions.png")
+
+
+def _captioned_mistakes(run: Path) -> list[tuple[np.ndarray, str]]:
+    """Pictures (H, W, 3) of mistakes.parquet, each captioned `label, taken for prediction, 99 %`."""
+    rows = pd.read_parquet(run / "mistakes.parquet").to_dict("records")
+    return [
+        (
+            np.asarray(Image.open(BytesIO(row["picture"])).convert("RGB")),
+            f"{row['label']}\ntaken for {row['prediction']}, {100 * row['confidence']:.0f} %",
+        )
+        for row in rows
+    ]
 
 
 def sections(run: Path, summary: Mapping[str, Any]) -> list[str]:
