@@ -37,6 +37,7 @@ def test_a_run_folder_and_its_checkpoint_score_alike_and_as_the_run_said(trained
         "confusion.csv",
         "environment.json",
         "figures",
+        "mistakes.parquet",
         "per_class.csv",
         "predictions.csv",
         "recipe.yaml",
