@@ -6,7 +6,7 @@ from pathlib import Path
 import schane_cli
 
 PACKAGE = Path(schane_cli.__file__).parent
-TOP = {"__init__", "__main__", "cli", "distributed", "errors", "recipe", "run", "terminal"}
+TOP = {"__init__", "__main__", "cli", "distributed", "errors", "plugins", "recipe", "run", "terminal"}
 # A package may import itself, the packages named here, and the modules named here that belong to none.
 ALLOWED = {
     "losses": {"packages": set(), "modules": set()},
@@ -14,18 +14,21 @@ ALLOWED = {
     "metrics": {"packages": set(), "modules": {"errors"}},
     "images": {"packages": set(), "modules": {"errors", "recipe", "distributed"}},
     "models": {"packages": set(), "modules": {"errors", "recipe", "distributed"}},
-    "datasets": {"packages": {"images"}, "modules": {"errors", "recipe", "run", "terminal", "distributed"}},
+    "datasets": {
+        "packages": {"images"},
+        "modules": {"errors", "plugins", "recipe", "run", "terminal", "distributed"},
+    },
     "features": {
         "packages": {"images", "models"},
         "modules": {"errors", "recipe", "run", "terminal", "distributed"},
     },
     "training": {
         "packages": {"features", "images", "losses", "models"},
-        "modules": {"errors", "recipe", "run", "terminal", "distributed"},
+        "modules": {"errors", "plugins", "recipe", "run", "terminal", "distributed"},
     },
     "commands": {
         "packages": {"datasets", "features", "fewshot", "images", "metrics", "models", "training"},
-        "modules": {"errors", "recipe", "run", "terminal", "distributed"},
+        "modules": {"errors", "plugins", "recipe", "run", "terminal", "distributed"},
     },
     "reports": {
         "packages": {"commands", "datasets", "features", "fewshot", "images", "metrics"},
