@@ -246,7 +246,9 @@ def _open(url: str, heartbeat_seconds: int, requeue: Callable[[optuna.Study, Fro
                     heartbeat_stale_trial_callback=requeue,
                 )
         except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-            half_made = isinstance(error, sqlalchemy.exc.DBAPIError) and "exists" in str(error)
+            half_made = isinstance(error, sqlalchemy.exc.DBAPIError) and any(
+                sign in str(error) for sign in ("exists", "UNIQUE constraint failed: alembic_version")
+            )
             if half_made and attempt < attempts - 1:
                 time.sleep(0.5)
                 continue

@@ -32,8 +32,10 @@ def optimizer_groups(model: SchaneModel, recipe: Recipe) -> list[dict[str, Any]]
 def make_optimizer(model: SchaneModel, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """The recipe's optimizer from timm's factory, fused where torch has it: one pass over the weights, not ten."""
     name = recipe.train.optimizer
-    kind = get_optimizer_class(name, bind_defaults=False)
-    fused = kind in {torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD} and device.type in {"cpu", "cuda"}
+    with_fused = {torch.optim.Adam, torch.optim.AdamW}
+    if recipe.train.sharding != "fsdp":  # torch has no fused SGD for tensors that are split over processes
+        with_fused |= {torch.optim.SGD}
+    fused = get_optimizer_class(name, bind_defaults=False) in with_fused and device.type in {"cpu", "cuda"}
     arguments: dict[str, Any] = {"fused": True} if fused else {}
     return create_optimizer_v2(optimizer_groups(model, recipe), opt=name, lr=recipe.train.lr, **arguments)
 

@@ -89,7 +89,7 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from schane_cli import kernels
+from schane_cli.losses import triton as kernels
 numbers = {name: "fp32" for name in ("scale", "hardness")}
 tensors = {name: "*fp32" for name in ("pool", "sums", "numbers", "grad")} | {"classes": "*i32"}
 blocks = {"HARDNESS_KIND": KIND, "ROWS": 128, "COLUMNS": 64, "INNER": 32, "OUTPUT": 128, "PRECISION": "tf32x3"}

@@ -13,7 +13,6 @@ from typing import BinaryIO
 import pytest
 import torch
 
-from schane_cli.commands import finetune as finetune_module
 from schane_cli.commands.finetune import finetune, resumed_recipe
 from schane_cli.datasets.load import load_splits
 from schane_cli.errors import BadRequest, SchaneError
@@ -22,6 +21,7 @@ from schane_cli.models.files import read_tensors
 from schane_cli.recipe import Recipe
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
+from schane_cli.training import job as job_module
 from schane_cli.training import trainer as training
 from schane_cli.training.gradient import cached_backward, largest_fitting, make_batch, whole_backward
 from schane_cli.training.interruption import Interrupted
@@ -426,7 +426,7 @@ def test_a_results_folder_that_cannot_be_written_is_refused_before_the_first_bat
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(training, "train_loader", lambda *_, **__: pytest.fail("a batch was loaded"))
-    monkeypatch.setattr(finetune_module, "require_space", lambda *_: None)
+    monkeypatch.setattr(job_module, "require_space", lambda *_: None)
     with pytest.raises(BadRequest, match="run folder /proc/results/run cannot be written"):
         run_tiny(Path("/proc/results/run"))
 
