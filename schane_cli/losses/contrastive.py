@@ -295,7 +295,7 @@ class _ContrastiveLoss(nn.Module):
     def _loss(self, unit: Tensor, labels: Tensor) -> Tensor:
         pool, pool_labels, offset, world = self._gather(unit, labels)
         pool, pool_labels = self._remember(pool, pool_labels)
-        pairs = _pairs(pool_labels, offset, len(unit), unit.dtype)
+        pairs = make_pairs(pool_labels, offset, len(unit), unit.dtype)
         positive, negative = _soft_means(self.backend, self.allow_tf32, pool)(
             pool, pairs, Weighting(self.temperature, self.hardness, self.stop_gradient)
         )
@@ -501,7 +501,7 @@ def supcon_loss(projection: Tensor, labels: Tensor, **options: Any) -> Tensor:
     return SupConLoss(**options)(projection, labels)
 
 
-def _pairs(labels: Tensor, offset: int, anchors: int, dtype: torch.dtype) -> Pairs:
+def make_pairs(labels: Tensor, offset: int, anchors: int, dtype: torch.dtype) -> Pairs:
     """Class ids and pair counts from the pool's labels (N,), in O(N log N) and without reading anything back."""
     ordered = labels.sort().values
     first = torch.searchsorted(ordered, labels)
