@@ -9,8 +9,9 @@ import torch.distributed as dist
 
 from schane_cli.distributed import rank, world_size
 from schane_cli.images.imageset import ImageSet
-from schane_cli.images.loader import Damage, eval_loader, eval_transform
-from schane_cli.models.model import InputSpec, Outputs, SchaneModel
+from schane_cli.images.loader import Damage, eval_loader
+from schane_cli.images.preprocessing import InputSpec, eval_transform
+from schane_cli.models.model import Outputs, SchaneModel
 from schane_cli.terminal import Task
 
 
@@ -58,7 +59,7 @@ def extract(
     own = np.arange(len(images))[rank() :: world_size()]
     loader = eval_loader(
         images,
-        eval_transform(spec.size, spec.crop_pct),
+        eval_transform(spec),
         batch_size=batch_size,
         workers=workers,
         indices=own,

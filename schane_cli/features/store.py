@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from schane_cli.distributed import rank, same_everywhere, world_size
 from schane_cli.features.extract import autocast, normalise
 from schane_cli.images.imageset import ImageSet
-from schane_cli.images.loader import Batch, eval_loader, eval_transform, train_transform, view_loader, worker_count
+from schane_cli.images.loader import Batch, eval_loader, train_transform, view_loader, worker_count
+from schane_cli.images.preprocessing import eval_transform
 from schane_cli.models.checkpoint import Loaded
 from schane_cli.models.model import Outputs, place
 from schane_cli.recipe import AugmentRecipe, Recipe
@@ -173,7 +174,7 @@ def _pixels(
 ) -> Iterable[Batch]:
     size = loaded.input.size
     if view is None:
-        transform = eval_transform(size, loaded.input.crop_pct)
+        transform = eval_transform(loaded.input)
         return eval_loader(images, transform, batch_size=batch_size, workers=workers, indices=indices)
     return view_loader(
         images,

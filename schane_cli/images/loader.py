@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
 from schane_cli.errors import SchaneError
 from schane_cli.images.imageset import ImageSet
+from schane_cli.images.preprocessing import EvalTransform
 from schane_cli.images.transforms import RandomViews, view_keys
 from schane_cli.recipe import AugmentRecipe, DataRecipe
 
@@ -21,13 +21,6 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pixels, labels, indic
 def train_transform(augment: AugmentRecipe, size: int) -> RandomViews:
     """uint8 (3, H, W) -> a random uint8 view (3, size, size). Draws from torch's default generator only."""
     return RandomViews(augment, size)
-
-
-def eval_transform(size: int, crop_pct: float) -> v2.Transform:
-    """uint8 (3, H, W) -> the central uint8 view (3, size, size), after a resize of the short side to size/crop_pct."""
-    resized = round(size / crop_pct)
-    interpolation = v2.InterpolationMode.BICUBIC
-    return v2.Compose([v2.Resize(resized, interpolation=interpolation, antialias=True), v2.CenterCrop(size)])
 
 
 class TrainViews(Dataset):
@@ -72,7 +65,7 @@ Damage = Callable[[torch.Tensor, int], torch.Tensor]
 class EvalViews(Dataset):
     """Item index -> (uint8 (3, S, S), label, index); `damage`, if any, comes after resizing and cropping."""
 
-    def __init__(self, images: ImageSet, transform: v2.Transform, damage: Damage | None = None) -> None:
+    def __init__(self, images: ImageSet, transform: EvalTransform, damage: Damage | None = None) -> None:
         self.images, self.transform, self.damage = images, transform, damage
 
     def __len__(self) -> int:
@@ -83,15 +76,11 @@ class EvalViews(Dataset):
         return pixels[0], labels[0], indices[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """A whole batch: uint8 (B, 3, S, S), labels (B,), indices (B,). Images of one size share one call."""
-        images = [self.images.read(index) for index in indices]
-        if len({image.shape for image in images}) == 1:
-            pixels = self.transform(torch.stack(images))
-        else:
-            pixels = torch.stack([self.transform(image) for image in images])
+        """A whole batch: uint8 (B, 3, S, S), labels (B,), indices (B,)."""
+        pixels = torch.stack([self.transform(self.images.read(index)) for index in indices])
         if self.damage is not None:
             pixels = torch.stack([self.damage(one, index) for one, index in zip(pixels, indices, strict=True)])
-        return pixels.contiguous(), torch.from_numpy(self.images.labels[indices]), torch.tensor(indices)
+        return pixels, torch.from_numpy(self.images.labels[indices]), torch.tensor(indices)
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -169,7 +158,7 @@ def train_loader(
 
 def eval_loader(
     images: ImageSet,
-    transform: v2.Transform,
+    transform: EvalTransform,
     *,
     batch_size: int,
     workers: int,

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from schane_cli.errors import BadRequest
+from schane_cli.images.preprocessing import InputSpec, stored_input
 from schane_cli.models.files import FORMAT, find_checkpoint, read_checkpoint
-from schane_cli.models.model import InputSpec, SchaneModel, architecture, build_model
+from schane_cli.models.model import SchaneModel, architecture, build_model
 from schane_cli.models.sharding import split_state, whole
 from schane_cli.recipe import Recipe, build_recipe
 
@@ -55,9 +56,7 @@ def load_checkpoint(path: Path) -> Loaded:
     file = find_checkpoint(path)
     content = read_checkpoint(file)
     recipe = build_recipe(content["recipe"])
-    spec = InputSpec(
-        **{**content["input"], "mean": tuple(content["input"]["mean"]), "std": tuple(content["input"]["std"])}
-    )
+    spec = stored_input(content["input"])
     model = build_model(recipe.model, len(content["class_names"]), spec.size, load_weights=False)
     restore(model, content, file)
     return Loaded(file, model.eval(), recipe, tuple(content["class_names"]), spec, content["progress"])

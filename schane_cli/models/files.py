@@ -2,7 +2,7 @@
 
 Keys of a checkpoint: `format`, `state_dict` (the backbone with its classifier, in timm's own names, so that
 `timm.create_model(..., checkpoint_path=...)` reads it), `projection`, `architecture` (timm name), `recipe` (plain
-values), `class_names`, `input` (size, mean, std, crop_pct), `progress` (epoch, step, accuracies) and, in last.pt,
+values), `class_names`, `input` (what InputSpec holds), `progress` (epoch, step, accuracies) and, in last.pt,
 `training` (all that an exact resume needs).
 """
 

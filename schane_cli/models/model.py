@@ -1,7 +1,6 @@
 """A timm backbone with its own classifier, and beside it the projection head that the contrastive term sees."""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from timm.models import clean_state_dict
 from torch import nn
 
 from schane_cli.errors import BadRequest, SchaneError, nearest
+from schane_cli.images.preprocessing import InputSpec, timm_input
 from schane_cli.models import resnet12  # noqa: F401 (registers the few-shot literature's backbone with timm)
 from schane_cli.models.files import FORMAT, find_checkpoint, read_tensors
 from schane_cli.recipe import ModelRecipe
@@ -31,16 +31,6 @@ class Outputs(NamedTuple):
     embedding: torch.Tensor  # (n, d) h, the pooled feature
     projection: torch.Tensor  # (n, p) head output; the loss normalises it
     logits: torch.Tensor  # (n, classes)
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """How pixels reach the backbone: side in pixels, per-channel mean and std of [0, 1] values, centre crop share."""
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float
 
 
 class SchaneModel(nn.Module):
@@ -231,9 +221,8 @@ def _shapes(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 def input_spec(model: SchaneModel, image_size: int) -> InputSpec:
-    """Mean, std and crop share of the backbone's own pretraining, at the recipe's image size."""
-    config = resolve_model_data_config(model.backbone)
-    return InputSpec(image_size, tuple(config["mean"]), tuple(config["std"]), float(config["crop_pct"]))
+    """The preprocessing of the backbone's own pretraining, at the recipe's image size."""
+    return timm_input(resolve_model_data_config(model.backbone), image_size)
 
 
 def architecture(model: SchaneModel) -> str:

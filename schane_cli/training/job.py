@@ -5,6 +5,7 @@ from typing import Any
 
 from schane_cli.distributed import rank, same_everywhere
 from schane_cli.images.imageset import ImageSet
+from schane_cli.images.preprocessing import stored_input
 from schane_cli.models.files import read_checkpoint
 from schane_cli.models.model import build_model, input_spec
 from schane_cli.recipe import Recipe
@@ -32,7 +33,10 @@ def prepare(
     seed_everything(recipe.seed)
     model = build_model(recipe.model, len(train.class_names), recipe.data.image_size, load_weights=resume is None)
     path = same_everywhere(resume or out or new_run_path(command, recipe_label(recipe)))
-    spec = input_spec(model, recipe.data.image_size)
+    if resume is None:
+        spec = input_spec(model, recipe.data.image_size)
+    else:
+        spec = stored_input(read_checkpoint(resume / "checkpoints" / "last.pt")["input"])
     return Job(recipe, model, spec, train, val, RunFolder(path), terminal, device, command)
 
 

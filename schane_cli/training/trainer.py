@@ -22,9 +22,10 @@ from schane_cli.errors import BadRequest, SchaneError, nearest
 from schane_cli.features.extract import autocast, extract, normalise
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import StepSampler, train_loader, train_transform, worker_count
+from schane_cli.images.preprocessing import InputSpec
 from schane_cli.models.checkpoint import pack
 from schane_cli.models.files import save_whole
-from schane_cli.models.model import InputSpec, Outputs, SchaneModel, freeze, place
+from schane_cli.models.model import Outputs, SchaneModel, freeze, place
 from schane_cli.models.sharding import is_sharded, shard, share_buffers, whole
 from schane_cli.recipe import Recipe, TrainRecipe
 from schane_cli.run import RunFolder

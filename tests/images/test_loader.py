@@ -17,13 +17,15 @@ from schane_cli.images.loader import (
     StepSampler,
     TrainViews,
     eval_loader,
-    eval_transform,
     train_loader,
     train_transform,
     worker_count,
 )
+from schane_cli.images.preprocessing import InputSpec, eval_transform
 from schane_cli.images.transforms import crop_boxes, uniforms, view_keys
 from schane_cli.recipe import AugmentRecipe, DataRecipe
+
+SPEC = InputSpec(16, (0.5,) * 3, (0.5,) * 3, 0.9)
 
 
 def image_set(count: int = 24, size: int = 20, *, even: bool = True) -> ImageSet:
@@ -221,7 +223,7 @@ def test_jitter_and_flips_happen_as_often_as_asked() -> None:
 @pytest.mark.parametrize("even", [True, False])
 def test_evaluation_views_are_the_same_one_by_one_and_in_batches(even: bool) -> None:
     images = image_set(even=even)
-    transform = eval_transform(16, 0.9)
+    transform = eval_transform(SPEC)
     single = [transform(images.read(i)) for i in range(len(images))]
     for workers in (0, 2):
         found = list(eval_loader(images, transform, batch_size=7, workers=workers))
@@ -239,7 +241,7 @@ def test_an_image_that_breaks_on_the_way_is_one_sentence(workers: int, tmp_path:
     paths[2].write_bytes(b"no image")
     images = ImageSet("set", "test", paths, np.zeros(4, np.int64), ("a", "b"), tuple(map(str, paths)))
     with pytest.raises(BadRequest) as caught:
-        list(eval_loader(images, eval_transform(16, 0.9), batch_size=2, workers=workers))
+        list(eval_loader(images, eval_transform(SPEC), batch_size=2, workers=workers))
     assert str(caught.value) == f"image {paths[2]} cannot be read: cannot identify image file"
 
 
