@@ -12,15 +12,15 @@ import typer
 
 from schane_cli import __version__
 from schane_cli.errors import BadRequest, SchaneError
+from schane_cli.flags import RecipeValues, complete_recipe, recipe_flags, refuse_training_values
 from schane_cli.recipe import (
     Recipe,
     build_recipe,
     differences,
-    field_description,
     find_recipe,
-    parse_set,
     protocol_values,
     read_recipe,
+    recipe_fields,
     recipe_names,
     resolve_recipe,
 )
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="schane",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich help alone takes 0.2 s to import
     help="Fine-tune image models with a supervised contrastive loss that weights hard negatives (arXiv:2308.14893).",
@@ -42,56 +41,29 @@ app.add_typer(recipes_app, name="recipes")
 data_app = typer.Typer(no_args_is_help=True, help="Datasets by name: ls, info, prepare, check.")
 app.add_typer(data_app, name="data")
 
-# The flags that set one recipe value: name -> key. Their help is the field's description.
-FLAGS = {
-    "--dataset": "data.dataset",
-    "--data-root": "data.root",
-    "--backbone": "model.backbone",
-    "--init": "model.weights",
-    "--loss": "loss.name",
-    "--seed": "seed",
-    "--epochs": "train.epochs",
-    "--batch-size": "train.batch_size",
-    "--chunk-size": "train.chunk_size",
-    "--compile": "train.compile",
-    "--lr": "train.lr",
-    "--temperature": "loss.temperature",
-    "--hardness": "loss.hardness",
-    "--contrastive-weight": "loss.contrastive_weight",
-    "--ways": "fewshot.ways",
-    "--shots": "fewshot.shots",
-    "--queries": "fewshot.queries",
-    "--episodes": "fewshot.episodes",
-    "--classifier": "fewshot.classifier",
-    "--device": "device",
-}
+# The keys that people sweep from the shell, in the order in which help shows them.
+TRAINING_KEYS = (
+    "data.dataset",
+    "data.root",
+    "model.backbone",
+    "model.weights",
+    "loss.name",
+    "seed",
+    "train.epochs",
+    "train.batch_size",
+    "train.chunk_size",
+    "train.compile",
+    "train.lr",
+    "loss.temperature",
+    "loss.hardness",
+    "loss.contrastive_weight",
+)
+FEWSHOT_KEYS = ("fewshot.ways", "fewshot.shots", "fewshot.queries", "fewshot.episodes", "fewshot.classifier")
 
-
-LIST_FLAGS = {"--shots", "--classifier"}
-
-
-def _flag(name: str, metavar: str | None = None) -> Any:
-    description = field_description(FLAGS[name])
-    return typer.Option(name, help=description, metavar=metavar, show_default=False)
-
-
-Dataset = Annotated[str | None, _flag("--dataset")]
-DataRoot = Annotated[Path | None, _flag("--data-root")]
-Backbone = Annotated[str | None, _flag("--backbone")]
-Init = Annotated[str | None, _flag("--init", metavar="RUN|FILE")]
-Loss = Annotated[str | None, _flag("--loss")]
-Seed = Annotated[int | None, _flag("--seed")]
-Epochs = Annotated[int | None, _flag("--epochs")]
-BatchSize = Annotated[int | None, _flag("--batch-size")]
-ChunkSize = Annotated[int | None, _flag("--chunk-size")]
-Compile = Annotated[bool | None, _flag("--compile")]
-LearningRate = Annotated[float | None, _flag("--lr")]
-Temperature = Annotated[float | None, _flag("--temperature")]
-Hardness = Annotated[float | None, _flag("--hardness")]
-ContrastiveWeight = Annotated[float | None, _flag("--contrastive-weight")]
-Device = Annotated[str | None, _flag("--device")]
-RecipeName = Annotated[str | None, typer.Option("--recipe", help="recipe by name (schane recipes ls) or path")]
-Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="set any recipe key")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option("--recipe", help="recipe by name (schane recipes ls) or path", autocompletion=complete_recipe),
+]
 Resume = Annotated[
     str | None, typer.Option("--resume", metavar="RUN|auto", help="go on with a stopped run; auto finds it")
 ]
@@ -100,42 +72,26 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON line on stdout, eve
 Split = Annotated[str, typer.Option("--split", help="train, val or test")]
 
 
-def _given(context: typer.Context) -> dict[str, Any]:
-    """Dotted overrides of a command: `--set` first, named flags on top."""
-    values = parse_set(context.params.get("assignments") or [])
-    for flag, key in FLAGS.items():
-        value = context.params.get(flag.removeprefix("--").replace("-", "_"))
-        if value is not None:
-            values[key] = value.split(",") if flag in LIST_FLAGS else value
-    return values
-
-
-def _resolve_or_resume(
-    command: str, recipe: str | None, values: dict[str, Any], resume: str | None, out: Path | None, terminal: "Terminal"
+def _resolve(
+    command: str, recipe: str | None, values: RecipeValues, resume: str | None, out: Path | None, terminal: "Terminal"
 ) -> tuple[Recipe, Path | None]:
-    """The recipe to run and, where a stopped run goes on, its folder. What differs from the recipe file is printed."""
-    from schane_cli.commands.finetune import resumed_recipe, unfinished_run
-
+    """The recipe to run and, where a stopped run is resumed, its folder; prints what differs from the recipe file."""
     if resume is not None and resume != "auto":
+        from schane_cli.commands.finetune import resumed_recipe
+
         return resumed_recipe(Path(resume), values), Path(resume)
-    resolved, changed = resolve_recipe(recipe=recipe, dataset=values.pop("data.dataset", None), overrides=values)
+    given = {key: value for key, value in values.items() if key != "data.dataset"}
+    resolved, changed = resolve_recipe(recipe=recipe, dataset=values.get("data.dataset"), overrides=given)
     for line in changed:
         terminal.say(f"changed   {line}")
-    found = unfinished_run(command, resolved, out) if resume == "auto" else None
-    if found is not None:
-        terminal.say(f"resuming  {found}")
-    return resolved, found
+    if resume is None:
+        return resolved, None
+    from schane_cli.commands.finetune import unfinished_run
 
-
-def _refuse_training_flags(context: typer.Context) -> None:
-    """With a checkpoint nothing is trained, so a flag of the training would not act."""
-    for flag, key in FLAGS.items():
-        name = flag.removeprefix("--").replace("-", "_")
-        if key.split(".")[0] in {"model", "loss", "train", "seed"} and context.params.get(name) is not None:
-            raise BadRequest(f"{flag} does not act with a checkpoint: nothing is trained; leave one of them out")
-    for name in ("recipe", "resume"):
-        if context.params.get(name) is not None:
-            raise BadRequest(f"--{name} does not act with a checkpoint, which brings its own recipe")
+    stopped = unfinished_run(command, resolved, out)
+    if stopped is not None:
+        terminal.say(f"resuming  {stopped}")
+    return resolved, stopped
 
 
 def _finish(summary: Mapping[str, Any], as_json: bool) -> None:
@@ -146,107 +102,75 @@ def _finish(summary: Mapping[str, Any], as_json: bool) -> None:
 
 
 @app.command(epilog="Examples: schane finetune | schane finetune --dataset cifar100 --backbone beit_base --loss ce")
+@recipe_flags(*TRAINING_KEYS, "device", any_key=True)
 def finetune(
-    context: typer.Context,
+    values: RecipeValues,
     recipe: RecipeName = None,
-    dataset: Dataset = None,
-    data_root: DataRoot = None,
-    backbone: Backbone = None,
-    init: Init = None,
-    loss: Loss = None,
-    seed: Seed = None,
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="0-4", help="several seeds, a folder each")] = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    chunk_size: ChunkSize = None,
-    compile: Compile = None,
-    lr: LearningRate = None,
-    temperature: Temperature = None,
-    hardness: Hardness = None,
-    contrastive_weight: ContrastiveWeight = None,
-    device: Device = None,
     resume: Resume = None,
     out: Out = None,
     json: Json = False,
-    assignments: Assignments = None,
 ) -> None:
     """Fine-tune a backbone: train on train, choose the epoch on val, read test once."""
+    from schane_cli.terminal import Terminal
+
+    terminal = Terminal(json=json)
+    if seeds is not None and ("seed" in values or resume == "auto"):
+        raise BadRequest("--seeds goes without --seed, and with --resume FOLDER rather than --resume auto")
+    resolved, resumed = _resolve("finetune", recipe, values, None if seeds else resume, out, terminal)
+
     from schane_cli.commands.finetune import finetune as run_finetune
     from schane_cli.commands.finetune import finetune_seeds, parse_seeds
     from schane_cli.distributed import process_group, rank
     from schane_cli.reports.finetune import finetune_report, seeds_report
-    from schane_cli.terminal import Terminal
 
-    terminal = Terminal(json=json)
-    if seeds is not None:
-        if seed is not None or resume == "auto":
-            raise BadRequest("--seeds goes without --seed, and with --resume FOLDER rather than --resume auto")
-        resolved, _ = _resolve_or_resume("finetune", recipe, _given(context), None, out, terminal)
-        with process_group(resolved.device):
+    with process_group(resolved.device):
+        if seeds is not None:
             folder = Path(resume) if resume else None
             summary = finetune_seeds(resolved, parse_seeds(seeds), out=out, terminal=terminal, resume=folder)
-            if rank() == 0:
-                seeds_report(Path(summary["run"]), terminal)
-                _finish(summary, json)
-        return
-    resolved, resumed = _resolve_or_resume("finetune", recipe, _given(context), resume, out, terminal)
-    with process_group(resolved.device):
-        summary = run_finetune(resolved, out=out, terminal=terminal, resume=resumed)
+        else:
+            summary = run_finetune(resolved, out=out, terminal=terminal, resume=resumed)
         if rank() == 0:
-            finetune_report(Path(summary["run"]), terminal)
+            (finetune_report if seeds is None else seeds_report)(Path(summary["run"]), terminal)
             _finish(summary, json)
 
 
 @app.command(epilog="Examples: schane fewshot --shots 5 | schane fewshot RUN_A RUN_B --shots 1,5 --protocol rfs")
+@recipe_flags(*TRAINING_KEYS, *FEWSHOT_KEYS, "device", any_key=True)
 def fewshot(
-    context: typer.Context,
+    values: RecipeValues,
     checkpoints: Annotated[
         list[Path] | None, typer.Argument(help="checkpoints or run folders; none: train on the base classes first")
     ] = None,
     recipe: RecipeName = None,
-    dataset: Dataset = None,
-    data_root: DataRoot = None,
-    backbone: Backbone = None,
-    init: Init = None,
-    loss: Loss = None,
-    seed: Seed = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    chunk_size: ChunkSize = None,
-    compile: Compile = None,
-    lr: LearningRate = None,
-    temperature: Temperature = None,
-    hardness: Hardness = None,
-    contrastive_weight: ContrastiveWeight = None,
-    ways: Annotated[int | None, _flag("--ways")] = None,
-    shots: Annotated[str | None, _flag("--shots", metavar="1,5")] = None,
-    queries: Annotated[int | None, _flag("--queries")] = None,
-    episodes: Annotated[int | None, _flag("--episodes")] = None,
-    classifier: Annotated[str | None, _flag("--classifier", metavar="A,B")] = None,
     protocol: Annotated[str | None, typer.Option("--protocol", help="rfs, release or accurate")] = None,
     allow_seen_classes: Annotated[
         bool, typer.Option("--allow-seen-classes", help="evaluate a checkpoint trained on the test classes, marked")
     ] = False,
-    device: Device = None,
     resume: Resume = None,
     out: Out = None,
     json: Json = False,
-    assignments: Assignments = None,
 ) -> None:
     """N-way K-shot accuracy on classes that training never saw."""
-    from schane_cli.commands.fewshot import checkpoint_recipe
-    from schane_cli.commands.fewshot import fewshot as run_fewshot
-    from schane_cli.distributed import process_group, rank
-    from schane_cli.reports.fewshot import fewshot_report
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
-    values = {**(protocol_values(protocol) if protocol else {}), **_given(context)}
+    values = {**(protocol_values(protocol) if protocol else {}), **values}
     if checkpoints:
-        _refuse_training_flags(context)
+        refuse_training_values(values)
+        for name, given in (("recipe", recipe), ("resume", resume)):
+            if given is not None:
+                raise BadRequest(f"--{name} does not act with a checkpoint, which brings its own recipe")
+        from schane_cli.commands.fewshot import checkpoint_recipe
+
         resolved, resumed = checkpoint_recipe(checkpoints[0], values), None
     else:
-        resolved, resumed = _resolve_or_resume("fewshot", recipe, values, resume, out, terminal)
+        resolved, resumed = _resolve("fewshot", recipe, values, resume, out, terminal)
+
+    from schane_cli.commands.fewshot import fewshot as run_fewshot
+    from schane_cli.distributed import process_group, rank
+    from schane_cli.reports.fewshot import fewshot_report
+
     with process_group(resolved.device):
         summary = run_fewshot(
             checkpoints or [],
@@ -262,12 +186,13 @@ def fewshot(
 
 
 @app.command("eval", epilog="Examples: schane eval RUN | schane eval RUN --corruptions --ood cifar100")
+@recipe_flags("data.root", "device")
 def evaluate(
+    values: RecipeValues,
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint file or run folder")],
     dataset: Annotated[
         str | None, typer.Option("--dataset", metavar="A,B", help="datasets to score on; the checkpoint's by default")
     ] = None,
-    data_root: DataRoot = None,
     split: Split = "test",
     corruptions: Annotated[
         bool, typer.Option("--corruptions", help="also 14 kinds of damaged images at 5 severities each")
@@ -275,7 +200,6 @@ def evaluate(
     ood: Annotated[
         str | None, typer.Option("--ood", metavar="A,B", help="also tell the images of these datasets from its own")
     ] = None,
-    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -289,9 +213,7 @@ def evaluate(
     summary = run_evaluate(
         checkpoint,
         datasets=dataset.split(",") if dataset else (),
-        overrides={
-            key: value for key, value in {"data.root": data_root, "device": device}.items() if value is not None
-        },
+        overrides=values,
         split=split,
         extras=Extras(corruptions, tuple(ood.split(",")) if ood else ()),
         out=out,
@@ -305,20 +227,18 @@ def evaluate(
     epilog="Examples: schane embed RUN | schane embed RUN_BY_CE RUN_BY_SCHANE --dataset cifar100 | "
     "schane embed RUN --split val --layer projection"
 )
+@recipe_flags("data.dataset", "data.root", "device")
 def embed(
-    context: typer.Context,
+    values: RecipeValues,
     checkpoints: Annotated[
         list[Path], typer.Argument(help="checkpoints, run folders or tables (embeddings.parquet); several side by side")
     ],
-    dataset: Dataset = None,
-    data_root: DataRoot = None,
     split: Split = "test",
     layer: Annotated[str, typer.Option("--layer", help="embedding, projection or logits")] = "embedding",
     points: Annotated[int, typer.Option("--points", help="most images in figures and pictures, at random")] = 10_000,
     perplexity: Annotated[float, typer.Option("--perplexity", help="t-SNE's effective number of neighbours")] = 30.0,
     npy: Annotated[bool, typer.Option("--npy", help="also write the vectors as one .npy array")] = False,
     figures: Annotated[list[str] | None, typer.Option("--figures", help="also draw figures as pdf or svg")] = None,
-    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -330,13 +250,12 @@ def embed(
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
-    overrides = _given(context)
     formats = tuple(figures or ())
     options = EmbedOptions(
         split=split, layer=layer, points=points, perplexity=perplexity, npy=npy, figure_formats=formats
     )
-    with process_group(device or "auto"):
-        embedded = run_embed(checkpoints, overrides=overrides, options=options, out=out, terminal=terminal)
+    with process_group(values.get("device", "auto")):
+        embedded = run_embed(checkpoints, overrides=values, options=options, out=out, terminal=terminal)
     if embedded is not None:
         embed_report(embedded, terminal)
         _finish(embedded.summary, json)
@@ -382,15 +301,14 @@ def compare(
 
 
 @app.command(epilog="Examples: schane study grid.yaml | schane study grid.yaml --storage postgresql://user@host/db")
+@recipe_flags("data.root", "model.weights", "device")
 def study(
+    values: RecipeValues,
     file: Annotated[Path, typer.Argument(help="study file: recipe, arms or grid or search, seeds")],
     storage: Annotated[
         str | None, typer.Option("--storage", metavar="URL", help="Optuna storage to share; a SQLite file by default")
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run the failed trials again")] = False,
-    data_root: DataRoot = None,
-    init: Init = None,
-    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -398,8 +316,7 @@ def study(
 
     --data-root, --init and --device say what this machine has; all else stands in the file.
     """
-    context = {"data.root": data_root, "model.weights": init, "device": device}
-    machine = {key: str(value) for key, value in context.items() if value is not None}
+    machine = {key: str(value) for key, value in values.items()}
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -464,10 +381,8 @@ def recipes_check(
         print(f"{name}: ok ({changed} values differ from the defaults)")
 
 
-Root = Annotated[
-    Path, typer.Option("--root", "--data-root", help=field_description("data.root"), rich_help_panel="Recipe")
-]
-_DEFAULT_ROOT = Recipe().data.root
+Root = Annotated[Path, typer.Option("--root", "--data-root", help=recipe_fields()["data.root"].description)]
+_DEFAULT_ROOT = recipe_fields()["data.root"].default
 
 
 @data_app.command("ls")

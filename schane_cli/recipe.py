@@ -5,13 +5,16 @@ field default < recipe file < `--set key=value` < named flag. No torch here, so 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 from schane_cli.errors import BadRequest, nearest
 
@@ -19,7 +22,9 @@ LossName = Literal["schane", "easy", "supcon", "simclr", "ce"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
 
 
 class DataRecipe(_Section):
@@ -152,12 +157,12 @@ class Recipe(_Section):
 
     seed: int = Field(0, ge=0, description="seed of initial weights, order and views")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    data: DataRecipe = DataRecipe()
-    augment: AugmentRecipe = AugmentRecipe()
-    model: ModelRecipe = ModelRecipe()
-    loss: LossRecipe = LossRecipe()
-    train: TrainRecipe = TrainRecipe()
-    fewshot: FewshotRecipe = FewshotRecipe()
+    data: DataRecipe = Field(default_factory=DataRecipe)
+    augment: AugmentRecipe = Field(default_factory=AugmentRecipe)
+    model: ModelRecipe = Field(default_factory=ModelRecipe)
+    loss: LossRecipe = Field(default_factory=LossRecipe)
+    train: TrainRecipe = Field(default_factory=TrainRecipe)
+    fewshot: FewshotRecipe = Field(default_factory=FewshotRecipe)
 
     def flat(self) -> dict[str, Any]:
         """Every value under its dotted key, as plain YAML values: {"loss.temperature": 0.5, ...}."""
@@ -176,20 +181,25 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML reads 1e-4 as a string (YAML 1.1 wants 1.0e-4); here it is the number everybody means."""
+@cache
+def _yaml_loader() -> Any:
+    """PyYAML's safe loader, in which 1e-4 is the number everybody means and not a string (YAML 1.1 wants 1.0e-4)."""
+    import yaml
 
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}  # noqa: RUF012
 
-_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+    scientific = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", scientific, list("-+0123456789"))
+    return Loader
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """YAML text as plain values; BadRequest that names `where` for anything else."""
+    import yaml
+
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_yaml_loader())
     except yaml.YAMLError as error:
         raise BadRequest(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -261,16 +271,109 @@ def protocol_values(name: str) -> dict[str, Any]:
     return PROTOCOLS[name]
 
 
+@cache
+def recipe_fields() -> "dict[str, FieldInfo]":
+    """Every field of the recipe under its dotted key: type, range and one-line description."""
+
+    def below(section: type[BaseModel], prefix: str) -> "dict[str, FieldInfo]":
+        fields: dict[str, FieldInfo] = {}
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                fields |= below(field.annotation, f"{prefix}{name}.")
+            else:
+                fields[prefix + name] = field
+        return fields
+
+    return below(Recipe, "")
+
+
 def known_keys() -> list[str]:
     """Every key a recipe may hold, dotted."""
-    return list(Recipe().flat())
+    return list(recipe_fields())
 
 
-def describe_error(error: Mapping[str, Any], *, known: Sequence[str], what: str) -> str:
-    """An item of pydantic's error list as a sentence; `what` is the kind of file, `known` the keys that it may hold."""
+# What other programs call a value of the recipe, and how the papers write it.
+SYNONYMS = {
+    "arch": "model.backbone",
+    "architecture": "model.backbone",
+    "batch": "train.batch_size",
+    "beta": "loss.hardness",
+    "bs": "train.batch_size",
+    "clip": "train.clip_grad",
+    "cuda": "device",
+    "data": "data.dataset",
+    "drop_path_rate": "model.drop_path",
+    "ema": "train.ema_decay",
+    "fewshot": "fewshot.ways",
+    "grad_clip": "train.clip_grad",
+    "gpu": "device",
+    "img_size": "data.image_size",
+    "init": "model.weights",
+    "input_size": "data.image_size",
+    "k_shot": "fewshot.shots",
+    "lambda": "loss.contrastive_weight",
+    "learning_rate": "train.lr",
+    "llrd": "train.layer_decay",
+    "loss": "loss.name",
+    "max_epochs": "train.epochs",
+    "memory_bank": "loss.memory_size",
+    "model": "model.backbone",
+    "n_episodes": "fewshot.episodes",
+    "n_epochs": "train.epochs",
+    "n_query": "fewshot.queries",
+    "n_shot": "fewshot.shots",
+    "n_views": "augment.views",
+    "n_way": "fewshot.ways",
+    "num_epochs": "train.epochs",
+    "num_workers": "data.workers",
+    "opt": "train.optimizer",
+    "precision": "train.amp",
+    "pretrained": "model.weights",
+    "proj_dim": "model.projection_dim",
+    "queue_size": "loss.memory_size",
+    "resolution": "data.image_size",
+    "smoothing": "loss.label_smoothing",
+    "tau": "loss.temperature",
+    "train": "train.epochs",
+    "warmup": "train.warmup_epochs",
+    "wd": "train.weight_decay",
+}
+
+
+def nearest_key(key: str) -> str | None:
+    """The recipe key somebody means by `key`: the same last segment, another name for it, else the closest spelling."""
+    last = key.rpartition(".")[2].strip("-").replace("-", "_").lower()
+    keys = known_keys()
+    by_last = {known.rpartition(".")[2]: known for known in reversed(keys)}
+    if last in by_last:
+        return by_last[last]
+    if last in SYNONYMS:
+        return SYNONYMS[last]
+    close = get_close_matches(key, keys, n=1, cutoff=0.75) or get_close_matches(last, [*by_last, *SYNONYMS], n=1)
+    close = close or get_close_matches(key, keys, n=1)
+    return next((by_last.get(match) or SYNONYMS.get(match) or match for match in close), None)
+
+
+def unknown_key(key: str) -> str:
+    """`unknown recipe key 'lr'; did you mean 'train.lr'?`"""
+    near = nearest_key(key)
+    return f"unknown recipe key {key!r}" + (f"; did you mean {near!r}?" if near else "")
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """BadRequest for dotted keys that no recipe holds, before anything else is done."""
+    unknown = [key for key in keys if key not in recipe_fields() and not key.startswith("model.args.")]
+    if unknown:
+        raise BadRequest("; ".join(unknown_key(key) for key in unknown))
+
+
+def describe_error(error: Mapping[str, Any], *, unknown: Callable[[str], str]) -> str:
+    """An item of pydantic's error list as a sentence; `unknown` says it of a key that the file may not hold."""
     key = ".".join(str(part) for part in error["loc"] if not isinstance(part, int))
     if error["type"] == "extra_forbidden":
-        return f"unknown {what} key {key!r}{nearest(key, known)}"
+        return unknown(key)
+    if error["type"] == "model_type":
+        return f"{key} is a section of values, got {error.get('input')!r}; did you mean {nearest_key(key)!r}?"
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
     shown = f", got {given!r}" if not isinstance(given, dict) or not given else ""
@@ -289,8 +392,7 @@ def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
-        told = (describe_error(item, known=known_keys(), what="recipe") for item in error.errors())
-        raise BadRequest("; ".join(told)) from None
+        raise BadRequest("; ".join(describe_error(item, unknown=unknown_key) for item in error.errors())) from None
 
 
 def _plain(value: Any) -> Any:
@@ -327,11 +429,6 @@ def differences(base: Recipe, final: Recipe, *, label: str) -> list[str]:
 
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML that reads back to an equal recipe."""
+    import yaml
+
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-
-
-def field_description(key: str) -> str:
-    """The one-line description of a dotted key; it is the help text of the flag that sets it."""
-    *sections, last = key.split(".")
-    section: type[BaseModel] = reduce(lambda node, name: node.model_fields[name].annotation, sections, Recipe)  # type: ignore[arg-type, return-value]
-    return section.model_fields[last].description or ""

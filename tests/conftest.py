@@ -7,6 +7,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: OpenMP's waiting 
 
 import pytest
 
+from schane_cli.cli import main
+
+
+def run_cli(*arguments: object) -> int:
+    """Run the command line in this process; its exit code."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import schane_cli
 
 PACKAGE = Path(schane_cli.__file__).parent
-TOP = {"__init__", "__main__", "cli", "distributed", "errors", "plugins", "recipe", "run", "terminal"}
+TOP = {"__init__", "__main__", "cli", "distributed", "errors", "flags", "plugins", "recipe", "run", "terminal"}
 # A package may import itself, the packages named here, and the modules named here that belong to none.
 ALLOWED = {
     "losses": {"packages": set(), "modules": set()},

@@ -7,14 +7,16 @@ import pytest
 from schane_cli.errors import BadRequest
 from schane_cli.losses.contrastive import SchaneLoss
 from schane_cli.recipe import (
+    SYNONYMS,
     LossRecipe,
     Recipe,
     build_recipe,
+    check_keys,
     find_recipe,
-    known_keys,
     parse_set,
     parse_yaml,
     read_recipe,
+    recipe_fields,
     recipe_names,
     resolve_recipe,
     to_yaml,
@@ -43,6 +45,41 @@ def test_numbers_in_scientific_notation_are_numbers(text: str) -> None:
 def test_an_unknown_key_names_the_nearest_known_one() -> None:
     with pytest.raises(BadRequest, match=r"unknown recipe key 'loss.temprature'; did you mean 'loss.temperature'"):
         build_recipe({"loss": {"temprature": 0.1}})
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("lr", "train.lr"),
+        ("train.learning_rate", "train.lr"),
+        ("learning_rate", "train.lr"),
+        ("bs", "train.batch_size"),
+        ("temperature", "loss.temperature"),
+        ("train.temperature", "loss.temperature"),
+        ("contrastive-weight", "loss.contrastive_weight"),
+        ("loss.lambda", "loss.contrastive_weight"),
+        ("data.img_size", "data.image_size"),
+        ("loss", "loss.name"),
+        ("trian.epochs", "train.epochs"),
+        ("loss.temprature", "loss.temperature"),
+        ("batchsize", "train.batch_size"),
+        ("optimiser", "train.optimizer"),
+        ("label_smothing", "loss.label_smoothing"),
+    ],
+)
+def test_a_wrong_key_is_answered_with_the_one_that_was_meant(given: str, meant: str) -> None:
+    with pytest.raises(BadRequest, match=f"unknown recipe key '{given}'; did you mean '{meant}'"):
+        check_keys([given])
+
+
+def test_every_synonym_stands_for_a_key_and_hides_none() -> None:
+    assert set(SYNONYMS.values()) <= set(recipe_fields())
+    assert not SYNONYMS.keys() & {key.rpartition(".")[2] for key in recipe_fields()}
+
+
+def test_a_section_given_a_value_names_the_key_in_it() -> None:
+    with pytest.raises(BadRequest, match="loss is a section of values, got 'ce'; did you mean 'loss.name'"):
+        build_recipe({"loss": "ce"})
 
 
 @pytest.mark.parametrize(
@@ -86,10 +123,8 @@ def test_the_loss_has_the_same_defaults_in_the_recipe_and_in_the_library() -> No
 
 
 def test_every_key_has_a_one_line_description() -> None:
-    from schane_cli.recipe import field_description
-
-    for key in known_keys():
-        assert 5 < len(field_description(key)) < 100, key
+    for key, field in recipe_fields().items():
+        assert 5 < len(field.description or "") < 100, key
 
 
 def test_a_recipe_file_that_is_no_mapping_or_no_yaml_is_refused(tmp_path) -> None:

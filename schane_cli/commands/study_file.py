@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from schane_cli.errors import BadRequest, nearest
-from schane_cli.recipe import Recipe, build_recipe, describe_error, find_recipe, known_keys, read_recipe
+from schane_cli.recipe import Recipe, build_recipe, describe_error, find_recipe, known_keys, read_recipe, unknown_key
 
 MAX_TRIALS = 100_000
 
@@ -94,10 +94,14 @@ def read_study(path: Path) -> StudyFile:
     try:
         study = StudyFile.model_validate({**tree, "seeds": _seeds(tree.get("seeds", [0]))})
     except ValidationError as error:
-        told = (describe_error(item, known=list(StudyFile.model_fields), what="study") for item in error.errors())
+        told = (describe_error(item, unknown=_unknown_study_key) for item in error.errors())
         raise BadRequest(f"{path}: {'; '.join(dict.fromkeys(told))}") from None
     _check_keys(study, path)
     return study
+
+
+def _unknown_study_key(key: str) -> str:
+    return f"unknown study key {key!r}{nearest(key, StudyFile.model_fields)}"
 
 
 def _seeds(given: Any) -> Any:
@@ -114,7 +118,7 @@ def _check_keys(study: StudyFile, path: Path) -> None:
         if name == "seed":
             raise BadRequest(f"{path}: the seeds of a study are its `seeds`, not a value of the key 'seed'")
         if name not in known_keys():
-            raise BadRequest(f"{path}: unknown recipe key {name!r}{nearest(name, known_keys())}")
+            raise BadRequest(f"{path}: {unknown_key(name)}")
     twice = [key for arm in study.arms.values() for key in arm if key in study.grid]
     if twice:
         raise BadRequest(f"{path}: {twice[0]!r} varies both in the grid and in an arm")

@@ -10,7 +10,7 @@ import pytest
 
 from schane_cli.datasets.catalog import DATASETS
 from tests import sources
-from tests.cli.test_finetune import run_cli
+from tests.conftest import run_cli
 
 
 def test_ls_names_every_dataset_and_what_is_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,22 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from schane_cli.cli import main
 from schane_cli.datasets import load as data
 from schane_cli.models.files import read_tensors
 from schane_cli.training.trainer import Trainer
+from tests.conftest import run_cli
 from tests.jobs import TINY
 
 QUICK = [f"--set={key}={value}" for key, value in TINY.items()]
-
-
-def run_cli(*arguments: object) -> int:
-    """Run the command line in this process; its exit code."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.cli.test_finetune import run_cli
+from tests.conftest import run_cli
 from tests.jobs import TINY
 
 pytest.importorskip("optuna", reason="Optuna is not installed (pip install 'schane[study]')")
