@@ -1,6 +1,7 @@
-"""The run folder, its files, the machine it ran on, and the process's place among others."""
+"""The run folder and its files, and the machine that a run is made on."""
 
 import json
+import math
 import os
 import platform
 import random
@@ -12,25 +13,74 @@ import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from schane_cli import __version__
 from schane_cli.errors import BadRequest, SchaneError
-from schane_cli.recipe import Recipe, to_yaml
+from schane_cli.recipe import Recipe, build_recipe, flatten, read_recipe, to_yaml
+
+if TYPE_CHECKING:  # whatever is refused by looking at a run folder alone costs no import of torch
+    import torch
 
 RESULTS = Path("results")
 
 
 class RunFolder:
-    """`results/<command>/<name>/`: recipe.yaml, environment.json, metrics.jsonl, summary.json, checkpoints, figures."""
+    """`results/<command>/<name>/`: the one place that knows the names of a run's files, writes them and reads them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.recipe_file = path / "recipe.yaml"
+        self.environment_file = path / "environment.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.summary_file = path / "summary.json"
+        self.page = path / "report.html"
         self.checkpoints = path / "checkpoints"
+        self.best = self.checkpoints / "best.pt"
+        self.last = self.checkpoints / "last.pt"
         self.figures = path / "figures"
+        self.per_class_table = path / "per_class.csv"
+        self.confusion_table = path / "confusion.csv"
+        self.predictions_table = path / "predictions.csv"
+        self.points_table = path / "points.csv"
+        self.comparison_table = path / "compare.csv"
+        self.mistakes_table = path / "mistakes.parquet"
+        self.episodes_table = path / "episodes.parquet"
+
+    @classmethod
+    def of_checkpoint(cls, file: Path) -> "RunFolder | None":
+        """The run folder that a checkpoint file lies in; None for a file that lies elsewhere."""
+        run = cls(file.parent.parent)
+        return run if file.parent == run.checkpoints else None
+
+    @classmethod
+    def below(cls, place: Path) -> list["RunFolder"]:
+        """The run folders at or anywhere below `place`, by path."""
+        return [cls(file.parent) for file in sorted(place.rglob(cls(place).recipe_file.name))]
+
+    @property
+    def embedded(self) -> "RunFolder":
+        """Where `schane embed RUN --out RUN/embed` puts what it makes of the run's checkpoint."""
+        return RunFolder(self.path / "embed")
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self.recipe_file.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its summary."""
+        return self.summary_file.is_file()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the run was stopped after its first checkpoint."""
+        return self.last.is_file() and not self.finished
+
+    def embeddings_table(self, name: str | None = None) -> Path:
+        """The table of embeddings of the only checkpoint, or of checkpoint `name` of several."""
+        return self.path / (f"embeddings-{name}.parquet" if name else "embeddings.parquet")
 
     def create(self, recipe: Recipe, command: str) -> None:
         """Make the folder and write what is known before the first step.
@@ -41,10 +91,33 @@ class RunFolder:
         refuse_existing(self.path)
         try:
             self.figures.mkdir(parents=True)
-            (self.path / "recipe.yaml").write_text(f"# schane {__version__}: {command}\n{to_yaml(recipe)}")
-            write_json(self.path / "environment.json", environment())
+            self.recipe_file.write_text(f"# schane {__version__}: {command}\n{to_yaml(recipe)}")
+            write_json(self.environment_file, environment())
         except OSError as error:
             raise BadRequest(f"run folder {self.path} cannot be written: {error.strerror or error}") from None
+
+    def read_recipe(self) -> Recipe:
+        """The resolved recipe that the run was made by; BadRequest where there is none that can be read."""
+        return build_recipe(read_recipe(self.recipe_file))
+
+    def read_settings(self) -> dict[str, Any]:
+        """The recipe's values by dotted key as they stand in the file, which an older version may have written."""
+        return flatten(read_recipe(self.recipe_file))
+
+    def read_summary(self) -> dict[str, Any]:
+        """The content of summary.json; BadRequest where there is none that can be read."""
+        return read_json(self.summary_file)
+
+    def read_environment(self) -> dict[str, Any]:
+        """The content of environment.json; BadRequest where there is none that can be read."""
+        return read_json(self.environment_file)
+
+    def read_events(self, event: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl of one kind ("step" or "epoch"); none where nothing was logged."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = map(json.loads, self.metrics_file.read_text().splitlines())
+        return [line for line in lines if line["event"] == event]
 
     def log(self, event: str, **values: Any) -> dict[str, Any]:
         """Append one JSON line to metrics.jsonl; returns its content.
@@ -54,18 +127,29 @@ class RunFolder:
         """
         line = {"event": event, "time": round(time.time(), 3), **plain(values)}
         try:
-            with (self.path / "metrics.jsonl").open("a") as file:
+            with self.metrics_file.open("a") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as error:
-            raise SchaneError(f"{self.path / 'metrics.jsonl'} cannot be written: {error.strerror or error}") from None
+            raise SchaneError(f"{self.metrics_file} cannot be written: {error.strerror or error}") from None
         return line
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, whole; SchaneError where it cannot be written (no space)."""
         try:
-            write_json(self.path / "summary.json", summary)
+            write_json(self.summary_file, summary)
         except OSError as error:
-            raise SchaneError(f"{self.path / 'summary.json'} cannot be written: {error.strerror or error}") from None
+            raise SchaneError(f"{self.summary_file} cannot be written: {error.strerror or error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; BadRequest for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(content, dict):
+        raise BadRequest(f"{path} must hold a mapping, got {type(content).__name__}")
+    return content
 
 
 def refuse_existing(path: Path) -> Path:
@@ -107,17 +191,17 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, np.ndarray | torch.Tensor):
+    if hasattr(value, "tolist"):  # arrays and scalars of numpy and torch
         return plain(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
     if isinstance(value, float):
-        return value if np.isfinite(value) else None
+        return value if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
 
 
 def environment() -> dict[str, Any]:
     """Versions, hardware and source state, for environment.json."""
+    import torch
+
     packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pandas")
     return {
         "schane": __version__,
@@ -150,16 +234,18 @@ def _git_commit() -> str | None:
     if not (here / ".git").exists():
         return None
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str) -> "torch.device":
     """`auto` (cuda, else mps, else cpu) or a device by name; BadRequest where it is not there."""
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -174,6 +260,9 @@ def pick_device(name: str) -> torch.device:
 
 def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch (initial weights, dropout, drop path)."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

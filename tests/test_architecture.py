@@ -13,7 +13,7 @@ ALLOWED = {
     "fewshot": {"packages": set(), "modules": {"errors"}},
     "metrics": {"packages": set(), "modules": {"errors"}},
     "images": {"packages": set(), "modules": {"errors", "recipe", "distributed"}},
-    "models": {"packages": {"images"}, "modules": {"errors", "recipe", "distributed"}},
+    "models": {"packages": {"images"}, "modules": {"errors", "recipe", "run", "distributed"}},
     "datasets": {
         "packages": {"images"},
         "modules": {"errors", "plugins", "recipe", "run", "terminal", "distributed"},

@@ -1,7 +1,6 @@
 """`schane compare`: runs grouped by what differs, paired by seed, told apart by a paired test with its interval."""
 
 import glob
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,8 +20,7 @@ from schane_cli.metrics.intervals import (
     mean_over_seeds,
     paired_comparison,
 )
-from schane_cli.recipe import flatten, read_recipe
-from schane_cli.run import plain
+from schane_cli.run import RunFolder, plain
 
 # Keys that say where and how a run was computed, not what it computed.
 INDIFFERENT = {
@@ -181,13 +179,13 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
         if not matched:
             raise BadRequest(f"nothing is at {given}")
         for place in matched:
-            folders |= {file.parent: None for file in sorted(place.rglob("recipe.yaml"))}
+            folders |= {run.path: None for run in RunFolder.below(place)}
     runs, unfinished = [], []
     for folder in folders:
-        if not (folder / "summary.json").is_file():
+        if not RunFolder(folder).finished:
             unfinished.append(str(folder))
             continue
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = RunFolder(folder).read_summary()
         if "runs" not in summary and summary.get("command") != "embed":  # the parent of several seeds is no run either
             runs.append(_read_run(folder, summary))
     notes = [f"{len(unfinished)} unfinished left out: {', '.join(unfinished[:3])}"] if unfinished else []
@@ -195,11 +193,11 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def _read_run(folder: Path, summary: Mapping[str, Any]) -> Run:
-    run = make_run(str(folder), flatten(read_recipe(folder / "recipe.yaml")), summary)
-    file = folder / "embed" / "summary.json"
-    if not file.is_file():
+    files = RunFolder(folder)
+    run = make_run(str(folder), files.read_settings(), summary)
+    if not files.embedded.finished:
         return run
-    found = json.loads(file.read_text())
+    found = files.embedded.read_summary()
     where = f"{found['dataset']} {found['split']} {found['layer']}, n={found['n']}"
     own = [one for one in found["checkpoints"] if folder.resolve() in Path(one["checkpoint"]).resolve().parents]
     figures = {
@@ -362,7 +360,9 @@ def _differences(first: Group, others: Sequence[Group], metric: str, seeds: Sequ
 def _episode_accuracies(run: Run, metric: str) -> np.ndarray:
     """Accuracy of each saved episode of a few-shot run, in order."""
     shots, classifier = metric.removesuffix("_accuracy").split("shot_", 1)
-    frame = pd.read_parquet(Path(run.path) / "episodes.parquet", columns=["shots", "classifier", "episode", "accuracy"])
+    frame = pd.read_parquet(
+        RunFolder(Path(run.path)).episodes_table, columns=["shots", "classifier", "episode", "accuracy"]
+    )
     chosen = frame[(frame["shots"] == int(shots)) & (frame["classifier"] == classifier)]
     return chosen.sort_values("episode")["accuracy"].to_numpy()
 

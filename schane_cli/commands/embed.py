@@ -140,7 +140,7 @@ def embed(
         if rank() != 0:
             return None
         for (store, _), name in zip(stores, job.names, strict=True):
-            _write_tables(run.path / (f"embeddings-{name}" if len(stores) > 1 else "embeddings"), job, store)
+            _write_tables(run.embeddings_table(name if len(stores) > 1 else None), job, store)
         views = [
             _view(job, number, _origin(job.loaded[number]), *_rows(job, *found)) for number, found in enumerate(stores)
         ]
@@ -151,7 +151,7 @@ def _finished(job: Job, run: RunFolder, views: list[View]) -> Embedded:
     """Differences, summary and points.csv."""
     differences = [quality.compare_embeddings(views[0].analysis, view.analysis) for view in views[1:]]
     summary = _summary(job, views, differences) | {"run": str(run.path)}
-    write_points(run.path / "points.csv", job.points, views)
+    write_points(run.points_table, job.points, views)
     run.finish(summary)
     return Embedded(run, job.options, job.points, len(job.images), views, differences, summary)
 
@@ -227,9 +227,9 @@ def checkpoint_names(loaded: Sequence[Loaded]) -> list[str]:
             return short
     names: list[str] = []
     for path in (one.path for one in loaded):
-        inside = path.parent.name == "checkpoints"
-        name = path.resolve().parent.parent.name if inside else path.stem
-        names.append(f"{name}-{path.stem}" if inside and path.stem != "best" else name)
+        run = RunFolder.of_checkpoint(path.resolve())
+        name = run.path.name if run else path.stem
+        names.append(f"{name}-{path.stem}" if run and path.name != run.best.name else name)
     return _numbered(names)
 
 
@@ -356,11 +356,11 @@ def _with_progress(
     return result, time.perf_counter() - started
 
 
-def _write_tables(stem: Path, job: Job, store: FeatureStore) -> None:
+def _write_tables(path: Path, job: Job, store: FeatureStore) -> None:
     with job.terminal.task("writing the table", len(job.images), "img") as task:
-        write_table(stem.with_name(f"{stem.name}.parquet"), job.images, store, job.options.layer, task.advance)
+        write_table(path, job.images, store, job.options.layer, task.advance)
     if job.options.npy:
-        write_npy(stem.with_name(f"{stem.name}.npy"), store, job.options.layer)
+        write_npy(path.with_suffix(".npy"), store, job.options.layer)
 
 
 def write_points(path: Path, images: ImageSet, views: Sequence[View]) -> None:

@@ -203,7 +203,7 @@ def evaluate_one(
         "run": str(run.path),
     }
     write_tables(run, scores, images)
-    worst_mistakes(found, images).to_parquet(run.path / "mistakes.parquet", index=False)
+    worst_mistakes(found, images).to_parquet(run.mistakes_table, index=False)
     run.finish(summary)
     return plain(summary)
 
@@ -273,10 +273,10 @@ def write_tables(run: RunFolder, scores: Scores, images: ImageSet) -> None:
         for name, e in zip(images.class_names, scores.per_class, strict=True)
         if e is not None
     ]
-    pd.DataFrame(rows).to_csv(run.path / "per_class.csv", index=False)
+    pd.DataFrame(rows).to_csv(run.per_class_table, index=False)
     names = list(images.class_names)
     counts = metrics.confusion(scores.features.logits, scores.features.labels)
-    pd.DataFrame(counts, index=pd.Index(names, name="label"), columns=names).to_csv(run.path / "confusion.csv")
+    pd.DataFrame(counts, index=pd.Index(names, name="label"), columns=names).to_csv(run.confusion_table)
     pd.DataFrame(
         {
             "id": images.ids,
@@ -284,4 +284,4 @@ def write_tables(run: RunFolder, scores: Scores, images: ImageSet) -> None:
             "prediction": [names[label] for label in predicted.tolist()],
             "confidence": probabilities.max(1).values.numpy(),
         }
-    ).to_csv(run.path / "predictions.csv", index=False)
+    ).to_csv(run.predictions_table, index=False)

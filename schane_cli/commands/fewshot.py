@@ -202,9 +202,9 @@ def entrant(loaded: Loaded, splits: FewshotSplits, recipe: Recipe, terminal: Ter
     settings = recipe.fewshot
     views = [RandomView(recipe.augment, settings.episode_seed, number) for number in range(settings.support_copies)]
     copies = [embeddings(loaded, splits.novel, recipe, terminal, view) for view in views]
-    wants_base = "simpleshot" in settings.classifier
+    wants_base, run = "simpleshot" in settings.classifier, RunFolder.of_checkpoint(loaded.path)
     return Entrant(
-        name=loaded.path.parent.parent.name if loaded.path.parent.name == "checkpoints" else loaded.path.stem,
+        name=run.path.name if run else loaded.path.stem,
         plain=embeddings(loaded, splits.novel, recipe, terminal),
         copies=torch.stack(copies) if copies else None,
         base_mean=embeddings(loaded, splits.base_val, recipe, terminal).mean(0) if wants_base else None,
@@ -382,8 +382,8 @@ def write_tables(
             of_class = right[label == number]
             if of_class.size:
                 hardness.append({**key, "class": class_name, "n": of_class.size, "accuracy": of_class.mean()})
-    pd.concat(frames).to_parquet(run.path / "episodes.parquet", index=False)
-    pd.DataFrame(hardness).to_csv(run.path / "per_class.csv", index=False)
+    pd.concat(frames).to_parquet(run.episodes_table, index=False)
+    pd.DataFrame(hardness).to_csv(run.per_class_table, index=False)
 
 
 def checkpoint_recipe(checkpoint: Path, overrides: Mapping[str, Any]) -> Recipe:

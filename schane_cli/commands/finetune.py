@@ -1,6 +1,5 @@
 """`schane finetune`: train on train, choose the epoch on val, read test once."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from schane_cli.distributed import rank
 from schane_cli.errors import BadRequest
 from schane_cli.metrics.intervals import mean_over_seeds
 from schane_cli.models.checkpoint import load_checkpoint
-from schane_cli.recipe import Recipe, build_recipe, differences, read_recipe, set_key
+from schane_cli.recipe import Recipe, build_recipe, differences, set_key
 from schane_cli.run import RESULTS, RunFolder, new_run_path, recipe_label
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted
@@ -81,7 +80,7 @@ def finetune_seeds(
     recipe = recipe.model_copy(update={"seed": seeds[0]})
     if resume is None:
         parent.create(recipe, f"finetune --seeds {','.join(map(str, seeds))}")
-    elif not (resume / "recipe.yaml").is_file() or read_run_recipe(resume) != recipe:
+    elif not parent.exists or parent.read_recipe() != recipe:
         raise BadRequest(
             f"{resume} is no folder of these seeds and this recipe; resume with the flags of the first call"
         )
@@ -104,9 +103,10 @@ def run_or_resume(run: Callable[..., dict[str, Any]], recipe: Recipe, path: Path
 
     `run` is a verb that trains: finetune, or few-shot base training.
     """
-    if (path / "summary.json").is_file():
-        return json.loads((path / "summary.json").read_text())
-    if (path / "checkpoints" / "last.pt").is_file():
+    folder = RunFolder(path)
+    if folder.finished:
+        return folder.read_summary()
+    if folder.resumable:
         return run(recipe, out=None, terminal=terminal, resume=path)
     shutil.rmtree(path, ignore_errors=True)  # stopped before its first checkpoint: nothing of worth is in it
     return run(recipe, out=path, terminal=terminal)
@@ -131,21 +131,16 @@ def summarise_seeds(summaries: Sequence[Mapping[str, Any]], path: Path) -> dict[
     }
 
 
-def read_run_recipe(path: Path) -> Recipe:
-    """The resolved recipe that a run folder was made by."""
-    return build_recipe(read_recipe(path / "recipe.yaml"))
-
-
 def resumed_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe of the run to go on with; BadRequest where there is none, it is finished, or a value differs."""
-    file = path / "recipe.yaml"
-    if not file.is_file():
+    run = RunFolder(path)
+    if not run.exists:
         raise BadRequest(f"nothing to resume at {path}: it holds no recipe.yaml")
-    if (path / "summary.json").is_file():
+    if run.finished:
         raise BadRequest(f"the run at {path} is finished; schane eval {path} scores it again")
-    if not (path / "checkpoints" / "last.pt").is_file():
+    if not run.resumable:
         raise BadRequest(f"the run at {path} was stopped before its first checkpoint; remove it and start again")
-    before = read_run_recipe(path)
+    before = run.read_recipe()
     tree = before.model_dump(mode="json")
     for key, value in overrides.items():
         set_key(tree, key, value)
@@ -161,7 +156,6 @@ def unfinished_run(command: str, recipe: Recipe, out: Path | None) -> Path | Non
         [out] if out is not None else sorted((RESULTS / command).glob("*"), key=lambda path: path.stat().st_mtime)
     )
     for path in reversed(candidates):
-        stopped = (path / "checkpoints" / "last.pt").is_file() and not (path / "summary.json").is_file()
-        if stopped and resumed_recipe(path, {}) == recipe:
+        if RunFolder(path).resumable and resumed_recipe(path, {}) == recipe:
             return path
     return None

@@ -13,7 +13,7 @@ from schane_cli.commands.study_file import Setting, StudyFile, read_study, setti
 from schane_cli.datasets.load import load_fewshot_splits, load_splits, reading_once
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.recipe import Recipe, to_yaml
-from schane_cli.run import RESULTS, pick_device, plain, write_json
+from schane_cli.run import RESULTS, RunFolder, pick_device, plain
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted
 
@@ -183,7 +183,7 @@ def summarise(file: StudyFile, queue: Any, folder: Path) -> dict[str, Any]:
     if file.search and counts["done"]:
         best = queue.study.best_trial
         summary["best"] = {"label": plan[best.user_attrs["index"]].label, file.objective: best.value, **best.params}
-    write_json(folder / "summary.json", summary)
+    RunFolder(folder).finish(summary)
     return plain(summary)
 
 

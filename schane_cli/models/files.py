@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from schane_cli.errors import BadRequest, SchaneError
+from schane_cli.run import RunFolder
 
 FORMAT = "schane-checkpoint-1"
 
@@ -69,7 +70,7 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint file behind a path: itself, or best.pt of a run folder."""
     if path.is_dir():
-        best = path / "checkpoints" / "best.pt"
+        best = RunFolder(path).best
         if not best.is_file():
             raise BadRequest(f"{path} is no finished run: it has no checkpoints/best.pt")
         return best

@@ -11,7 +11,7 @@ import pandas as pd
 from schane_cli.commands.compare import Block, Difference, Group, as_json, shared_figures
 from schane_cli.reports import plots
 from schane_cli.reports.html import html_table, page, paragraph, picture, section
-from schane_cli.run import write_json
+from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
 NOTE = (
@@ -34,24 +34,25 @@ _LATEX = {
 def write_comparison(blocks: Sequence[Block], notes: Sequence[str], folder: Path, terminal: Terminal) -> dict[str, Any]:
     """All files of a comparison below `folder`, its tables and sentences on the terminal; returns summary.json."""
     folder.mkdir(parents=True, exist_ok=True)
+    run = RunFolder(folder)
     frames = [block.table().assign(block=block.title) for block in blocks]
-    pd.concat(frames).to_csv(folder / "compare.csv", index=False)
-    (folder / "compare.md").write_text(markdown(blocks))
-    (folder / "compare.tex").write_text(latex(blocks))
-    drawn = plots.save(plots.group_intervals([panel(block) for block in blocks]), folder / "figures" / "compare.png")
+    pd.concat(frames).to_csv(run.comparison_table, index=False)
+    run.comparison_table.with_suffix(".md").write_text(markdown(blocks))
+    run.comparison_table.with_suffix(".tex").write_text(latex(blocks))
+    drawn = plots.save(plots.group_intervals([panel(block) for block in blocks]), run.figures / "compare.png")
     title = f"{blocks[0].metric} by {', '.join(dict.fromkeys(block.title.split(',')[0] for block in blocks))}"
     sections = [part for block in blocks for part in block_sections(block)]
     told = [paragraph(note, "note") for note in (*notes, NOTE)]
-    (folder / "report.html").write_text(
+    run.page.write_text(
         page(title, [section("Overview", picture(drawn, "each group's mean and interval"), *told), *sections])
     )
     summary = {**as_json(blocks, notes), "run": str(folder)}
-    write_json(folder / "summary.json", summary)
+    run.finish(summary)
     for block in blocks:
         show(block, terminal)
     for note in notes:
         terminal.say(note)
-    terminal.say(f"report: {folder / 'report.html'} (also compare.csv, compare.md, compare.tex)")
+    terminal.say(f"report: {RunFolder(folder).page} (also compare.csv, compare.md, compare.tex)")
     return summary
 
 

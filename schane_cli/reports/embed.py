@@ -53,7 +53,6 @@ EXPLORER = """
 
 def embed_report(embedded: Embedded, terminal: Terminal) -> None:
     """Draw the pictures, write report.html, and show the main figures."""
-    run = embedded.run.path
     with terminal.task("thumbnails", len(embedded.images), "img") as task:
         thumbnails = sheet(embedded.images, task.advance)
     found = charts(embedded)
@@ -61,10 +60,10 @@ def embed_report(embedded: Embedded, terminal: Terminal) -> None:
     with terminal.task("drawing", 5 * len(suffixes), "figure") as task:
         for suffix in suffixes:
             draw(embedded, found, suffix, task)
-    (run / "report.html").write_text(_page(embedded, found, thumbnails))
+    embedded.run.page.write_text(_page(embedded, found, thumbnails))
     for table in tables(embedded):
         terminal.table(table)
-    terminal.say(f"report: {run / 'report.html'}")
+    terminal.say(f"report: {embedded.run.page}")
 
 
 def draw(embedded: Embedded, found: Charts, suffix: str, task: Task) -> None:

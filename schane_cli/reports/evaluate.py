@@ -18,9 +18,9 @@ from schane_cli.reports.html import (
     percent,
     picture,
     provenance,
-    read_summary,
     section,
 )
+from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
 COLUMNS = ("figure", "value (95 % interval)", "n")
@@ -29,7 +29,7 @@ SHOWN_CLASSES = 5  # of the hardest, on the terminal
 
 def eval_report(run: Path, terminal: Terminal) -> None:
     """Pictures, page and tables of an evaluation; of several datasets one each, and a table over them."""
-    summary = read_summary(run)
+    summary = RunFolder(run).read_summary()
     if "datasets" in summary:
         _several(run, summary, terminal)
     else:
@@ -56,32 +56,30 @@ def _several(run: Path, summary: Mapping[str, Any], terminal: Terminal) -> None:
     parts = [
         section(one["dataset"], *(part for part in sections(Path(one["run"]), one))) for one in summary["datasets"]
     ]
-    (run / "report.html").write_text(
-        page(title, [section("Result", html_table(columns, rows)), *parts, provenance(run)])
-    )
+    RunFolder(run).page.write_text(page(title, [section("Result", html_table(columns, rows)), *parts, provenance(run)]))
     terminal.table(figures_table(title, rows, columns))
-    terminal.say(f"report: {run / 'report.html'}")
+    terminal.say(f"report: {RunFolder(run).page}")
 
 
 def _one(run: Path, summary: Mapping[str, Any], terminal: Terminal) -> None:
     split = summary["split"]
     draw(run, summary)
     title = f"{summary['dataset']} {split}: {Path(summary['checkpoint']).parent.parent.name}"
-    (run / "report.html").write_text(page(title, [*sections(run, summary), provenance(run)]))
+    RunFolder(run).page.write_text(page(title, [*sections(run, summary), provenance(run)]))
     terminal.table(figures_table(f"{summary['dataset']} {split}", result_rows(summary), COLUMNS))
-    per_class = pd.read_csv(run / "per_class.csv", dtype={"class": str}).sort_values("accuracy", kind="stable")
+    per_class = pd.read_csv(RunFolder(run).per_class_table, dtype={"class": str}).sort_values("accuracy", kind="stable")
     terminal.table(figures_table("hardest classes", class_rows(per_class.head(SHOWN_CLASSES)), _CLASS_COLUMNS))
     if "corruptions" in summary:
         terminal.table(figures_table("accuracy on damaged images, %", *corruption_rows(summary)))
     if "ood" in summary:
         terminal.table(figures_table(ood_title(summary), ood_rows(summary), _OOD_COLUMNS))
-    terminal.say(f"report: {run / 'report.html'}")
+    terminal.say(f"report: {RunFolder(run).page}")
 
 
 def draw(run: Path, summary: Mapping[str, Any]) -> None:
     """figures/confusion.png, reliability.png, mistakes.png, corruptions.png."""
-    split, figures = summary["split"], run / "figures"
-    counts = pd.read_csv(run / "confusion.csv", index_col=0)
+    split, figures = summary["split"], RunFolder(run).figures
+    counts = pd.read_csv(RunFolder(run).confusion_table, index_col=0)
     plots.save(
         plots.confusion_matrix(counts.to_numpy(), [str(name) for name in counts.columns]), figures / "confusion.png"
     )
@@ -99,7 +97,7 @@ def draw(run: Path, summary: Mapping[str, Any]) -> None:
 
 def _captioned_mistakes(run: Path) -> list[tuple[np.ndarray, str]]:
     """Pictures (H, W, 3) of mistakes.parquet, each captioned `label, taken for prediction, 99 %`."""
-    rows = pd.read_parquet(run / "mistakes.parquet").to_dict("records")
+    rows = pd.read_parquet(RunFolder(run).mistakes_table).to_dict("records")
     return [
         (
             np.asarray(Image.open(BytesIO(row["picture"])).convert("RGB")),
@@ -111,8 +109,8 @@ def _captioned_mistakes(run: Path) -> list[tuple[np.ndarray, str]]:
 
 def sections(run: Path, summary: Mapping[str, Any]) -> list[str]:
     """The page's sections for one dataset."""
-    figures = run / "figures"
-    per_class = pd.read_csv(run / "per_class.csv", dtype={"class": str})
+    figures = RunFolder(run).figures
+    per_class = pd.read_csv(RunFolder(run).per_class_table, dtype={"class": str})
     found = [
         section("Result", html_table(COLUMNS, result_rows(summary)), paragraph(throughput(summary), "note")),
         section(

@@ -1,6 +1,5 @@
 """The table, the picture and the page of a few-shot run."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pandas as pd
 
 from schane_cli.reports import plots
 from schane_cli.reports.html import html_table, page, paragraph, picture, provenance, section
+from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
 COLUMNS = ("shots", "classifier", "accuracy, %", "disjoint episodes, %", "n")
@@ -16,10 +16,10 @@ COLUMNS = ("shots", "classifier", "accuracy, %", "disjoint episodes, %", "n")
 
 def fewshot_report(run: Path, terminal: Terminal) -> None:
     """Write figures/shots.png and report.html of a finished run folder, and print its table."""
-    summary = json.loads((run / "summary.json").read_text())
+    summary = RunFolder(run).read_summary()
     rows = [_row(result, len(summary["checkpoints"]) > 1) for result in summary["results"]]
     title = f"{summary['dataset']}: {summary['ways']}-way few-shot on {len(summary['novel_classes'])} novel classes"
-    shots = plots.save(plots.accuracy_by_shots(summary["curve"], summary["ways"]), run / "figures" / "shots.png")
+    shots = plots.save(plots.accuracy_by_shots(summary["curve"], summary["ways"]), RunFolder(run).figures / "shots.png")
     told = [paragraph(pair["sentence"], "lead") for pair in summary["comparisons"]]
     content = page(
         title,
@@ -37,14 +37,14 @@ def fewshot_report(run: Path, terminal: Terminal) -> None:
             provenance(run),
         ],
     )
-    (run / "report.html").write_text(content)
+    RunFolder(run).page.write_text(content)
     for line in header(summary):
         terminal.say(line)
     terminal.table(figures_table(title, rows, COLUMNS))
     terminal.say(_legend(summary))
     for pair in summary["comparisons"]:
         terminal.say(pair["sentence"])
-    terminal.say(f"report: {run / 'report.html'}")
+    terminal.say(f"report: {RunFolder(run).page}")
 
 
 def header(summary: dict[str, Any]) -> list[str]:
@@ -59,7 +59,7 @@ def header(summary: dict[str, Any]) -> list[str]:
 
 def class_table(run: Path) -> tuple[list[str], list[list[str]]]:
     """Accuracy of each novel class, one row a class and one column a result, the lowest mean first: (columns, rows)."""
-    frame = pd.read_csv(run / "per_class.csv", dtype={"class": str, "checkpoint": str}, keep_default_na=False)
+    frame = pd.read_csv(RunFolder(run).per_class_table, dtype={"class": str, "checkpoint": str}, keep_default_na=False)
     keys = [key for key in ("checkpoint", "classifier", "shots") if key == "shots" or frame[key].nunique() > 1]
     wide = frame.pivot_table(index="class", columns=keys, values="accuracy", sort=False)
     wide = wide.loc[wide.mean(axis=1).sort_values().index]

@@ -1,6 +1,5 @@
 """The pages of `schane finetune`: one run, several seeds."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,20 @@ from schane_cli.reports.html import (
     percent,
     picture,
     provenance,
-    read_summary,
     section,
 )
+from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
 
 def _events(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [e for e in events if e["event"] == "step"], [e for e in events if e["event"] == "epoch"]
+    return RunFolder(run).read_events("step"), RunFolder(run).read_events("epoch")
 
 
 def finetune_report(run: Path, terminal: Terminal) -> None:
     """Curves, page and final table of a finished fine-tuning run."""
-    summary = read_summary(run)
-    curves = plots.save(plots.training_curves(*_events(run)), run / "figures" / "curves.png")
+    summary = RunFolder(run).read_summary()
+    curves = plots.save(plots.training_curves(*_events(run)), RunFolder(run).figures / "curves.png")
     rows = accuracy_rows(summary, "test")
     rows.append(
         (f"val accuracy, epoch {summary['best_epoch']}", percent(summary["val_accuracy"]), str(summary["val_n"]))
@@ -47,15 +45,15 @@ def finetune_report(run: Path, terminal: Terminal) -> None:
             provenance(run),
         ],
     )
-    (run / "report.html").write_text(content)
+    RunFolder(run).page.write_text(content)
     terminal.table(figures_table(title, rows, columns))
     terminal.say(cost)
-    terminal.say(f"report: {run / 'report.html'}")
+    terminal.say(f"report: {RunFolder(run).page}")
 
 
 def seeds_report(run: Path, terminal: Terminal) -> None:
     """Final table and page of a run over several seeds."""
-    summary = read_summary(run)
+    summary = RunFolder(run).read_summary()
     for folder in summary["runs"]:
         finetune_report(Path(folder), Terminal(quiet=True))
     n_seeds = len(summary["seeds"])
@@ -67,8 +65,8 @@ def seeds_report(run: Path, terminal: Terminal) -> None:
     columns = ("test accuracy", "value (95 % interval)", "n")
     title = f"{summary['dataset']}, {summary['backbone']}, {summary['loss']}, {n_seeds} seeds"
     note = "The interval of the mean is Student's t over seeds."
-    (run / "report.html").write_text(
+    RunFolder(run).page.write_text(
         page(title, [section("Result", html_table(columns, rows), paragraph(note, "note")), provenance(run)])
     )
     terminal.table(figures_table(title, rows, columns))
-    terminal.say(f"report: {run / 'report.html'}")
+    terminal.say(f"report: {RunFolder(run).page}")

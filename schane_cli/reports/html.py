@@ -1,13 +1,12 @@
 """Run folders turned into what people look at: the final table, the pictures, and a page that needs no network."""
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from schane_cli.recipe import flatten, parse_yaml
+from schane_cli.run import RunFolder
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -77,8 +76,7 @@ def picture(path: Path, description: str) -> str:
 
 def provenance(run: Path) -> str:
     """The resolved recipe and the environment of a run, folded away."""
-    recipe = flatten(parse_yaml((run / "recipe.yaml").read_text(), str(run / "recipe.yaml")))
-    environment = json.loads((run / "environment.json").read_text())
+    recipe, environment = RunFolder(run).read_settings(), RunFolder(run).read_environment()
     folded = "<details><summary>{}</summary>{}</details>"
     return section(
         "How it was made",
@@ -108,8 +106,3 @@ def accuracy_rows(summary: Mapping[str, Any], split: str) -> list[tuple[str, str
     nll, interval = summary[f"{split}_nll"], summary[f"{split}_nll_ci95"]
     shown = f"{nll:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
     return [*rows, (f"{split} NLL, nats", shown, str(summary[f"{split}_n"]))]
-
-
-def read_summary(run: Path) -> dict[str, Any]:
-    """The content of a run's summary.json."""
-    return json.loads((run / "summary.json").read_text())

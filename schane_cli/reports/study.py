@@ -1,6 +1,5 @@
 """A study as people read it: what ran, what failed, and the comparison of its settings."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -12,7 +11,7 @@ from schane_cli.errors import BadRequest
 from schane_cli.metrics.classification import better_is_lower
 from schane_cli.reports.compare import write_comparison
 from schane_cli.reports.html import html_table, page, paragraph, section
-from schane_cli.run import write_json
+from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
 _OF_TRAIN_SET = {key.rsplit(".", 1)[-1] for key in TRAIN_SET}
@@ -20,7 +19,7 @@ _OF_TRAIN_SET = {key.rsplit(".", 1)[-1] for key in TRAIN_SET}
 
 def study_report(folder: Path, terminal: Terminal) -> None:
     """Tables, figure and page of a study folder; of an unfinished study what there is."""
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = RunFolder(folder).read_summary()
     file = StudyFile.model_validate(summary["study"])
     failed = [
         (trial["label"], ", ".join(map(str, trial["seeds"])), trial["error"])
@@ -47,7 +46,7 @@ def _grid_report(file: StudyFile, summary: Mapping[str, Any], folder: Path, term
         terminal.say(str(reason))
         return
     comparison = write_comparison(blocks, notes, folder, terminal)
-    write_json(folder / "summary.json", {**summary, "comparison": comparison["blocks"]})
+    RunFolder(folder).finish({**summary, "comparison": comparison["blocks"]})
 
 
 def _runs(file: StudyFile, trial: Mapping[str, Any]) -> list[Run]:
@@ -70,10 +69,10 @@ def _search_report(file: StudyFile, summary: Mapping[str, Any], folder: Path, te
     ]
     note = f"Each value is a mean over seeds {file.seeds}; the best of many draws is optimistic: score it on test once."
     content = page(folder.name, [section("Trials, best first", html_table(columns, rows), paragraph(note, "note"))])
-    (folder / "report.html").write_text(content)
+    RunFolder(folder).page.write_text(content)
     terminal.table(figures_table(f"{folder.name}: best of {len(done)}", rows[:10], columns))
     terminal.say(note)
-    terminal.say(f"report: {folder / 'report.html'}")
+    terminal.say(f"report: {RunFolder(folder).page}")
 
 
 def _mean(trial: Mapping[str, Any], metric: str) -> float:

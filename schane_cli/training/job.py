@@ -42,7 +42,7 @@ def prepare(
 
 def train(job: Job, resuming: bool) -> Outcome:
     """Run the training core, from the start in a new folder or from last.pt of an old one."""
-    trainer = Trainer(job, read_checkpoint(job.run.checkpoints / "last.pt") if resuming else None)
+    trainer = Trainer(job, read_checkpoint(job.run.last) if resuming else None)
     require_space(job.run.path, trainer.checkpoint_bytes())
     if rank() == 0 and not resuming:
         job.run.create(job.recipe, job.command)

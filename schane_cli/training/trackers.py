@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from schane_cli.errors import BadRequest
 from schane_cli.recipe import Recipe
-from schane_cli.run import write_json
+from schane_cli.run import RunFolder, write_json
 
 PROJECT = "schane"
 _NOT_FIGURES = {"event", "time", "step", "best", "val_n"}
@@ -103,7 +103,7 @@ class _TensorBoard:
 
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self._writer = SummaryWriter(folder / "tensorboard")
-        metrics = folder / "metrics.jsonl"
+        metrics = RunFolder(folder).metrics_file
         for text in metrics.read_text().splitlines() if metrics.is_file() else []:
             line = json.loads(text)
             self.log(points(line), int(line["step"]), line["time"])

@@ -351,7 +351,7 @@ class Trainer:
         if rank() != 0:
             return
         if better:
-            save_whole(packed, self.job.run.checkpoints / "best.pt")
+            save_whole(packed, self.job.run.best)
         self._log(
             "epoch",
             epoch=epoch,
@@ -396,7 +396,7 @@ class Trainer:
         packed = self._packed(self.model) if self._packs() else {}
         if rank() != 0:
             return
-        metrics = self.job.run.path / "metrics.jsonl"
+        metrics = self.job.run.metrics_file
         training = {
             **state,
             "step": self.step,
@@ -406,18 +406,18 @@ class Trainer:
             "images_done": self.images_done,
             "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
         }
-        save_whole({**packed, "training": training}, self.job.run.checkpoints / "last.pt")
+        save_whole({**packed, "training": training}, self.job.run.last)
 
     def _parts(self) -> Parts:
         return Parts(self.model, self.objective, self.optimizer, self.ema, self.device)
 
     def _restore(self, content: dict[str, Any]) -> None:
-        put_back(self._parts(), content, self.job.run.checkpoints / "last.pt")
+        put_back(self._parts(), content, self.job.run.last)
         training = content["training"]
         self.step, self.best = training["step"], training["best"]
         self.seconds, self.wait_seconds = training["seconds"], training["wait_seconds"]
         self.images_done = training["images_done"]
-        metrics = self.job.run.path / "metrics.jsonl"
+        metrics = self.job.run.metrics_file
         if rank() == 0 and metrics.exists():
             os.truncate(metrics, training["metrics_bytes"])  # what was logged after the save happens again
 
