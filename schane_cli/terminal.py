@@ -12,6 +12,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 PLAIN_INTERVAL_SECONDS = 10.0
+# Control characters and marks of direction would move the cursor, or show a name in another order than it is written.
+_VISIBLE: dict[int, int | str] = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    **{code: f"\\x{code:02x}" for code in range(0x7F, 0xA0)},
+    **{code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+}
+
+
+def visible(text: str, newline: bool = False) -> str:
+    """The text with its control characters shown as signs, so that a name from outside cannot act on what shows it.
+
+    A newline (and a tab) stays, or becomes a space where `newline` says that the text belongs on one line.
+    """
+    return (" ".join(text.split()) if newline else text).translate(_VISIBLE)
 
 
 class Task:

@@ -203,7 +203,6 @@ def evaluate_one(
         "run": str(run.path),
     }
     write_tables(run, scores, images)
-    worst_mistakes(found, images).to_parquet(run.mistakes_table, index=False)
     run.finish(summary)
     return plain(summary)
 
@@ -263,7 +262,7 @@ def worst_mistakes(features: Features, images: ImageSet, most: int = 24) -> "pd.
 
 
 def write_tables(run: RunFolder, scores: Scores, images: ImageSet) -> None:
-    """per_class.csv, predictions.csv and confusion.csv."""
+    """per_class.csv, predictions.csv, confusion.csv and mistakes.parquet: what a page of the scores needs."""
     import pandas as pd
 
     probabilities = scores.features.logits.softmax(1)
@@ -285,3 +284,4 @@ def write_tables(run: RunFolder, scores: Scores, images: ImageSet) -> None:
             "confidence": probabilities.max(1).values.numpy(),
         }
     ).to_csv(run.predictions_table, index=False)
+    worst_mistakes(scores.features, images).to_parquet(run.mistakes_table, index=False)

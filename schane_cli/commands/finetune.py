@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from schane_cli.commands.evaluate import score
+from schane_cli.commands.evaluate import score, write_tables
 from schane_cli.datasets.load import load_splits, reading_once
 from schane_cli.distributed import rank
 from schane_cli.errors import BadRequest
@@ -42,6 +42,7 @@ def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Pa
         "run": str(job.run.path),
     }
     if rank() == 0:
+        write_tables(job.run, test, splits.test)
         job.run.finish(summary)
     return summary
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from schane_cli.commands.compare import Block, Difference, Group, as_json, shared_figures
 from schane_cli.reports import plots
-from schane_cli.reports.html import html_table, page, paragraph, picture, section
+from schane_cli.reports.pages import drawn, write_page
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
@@ -39,20 +39,27 @@ def write_comparison(blocks: Sequence[Block], notes: Sequence[str], folder: Path
     pd.concat(frames).to_csv(run.comparison_table, index=False)
     run.comparison_table.with_suffix(".md").write_text(markdown(blocks))
     run.comparison_table.with_suffix(".tex").write_text(latex(blocks))
-    drawn = plots.save(plots.group_intervals([panel(block) for block in blocks]), run.figures / "compare.png")
     title = f"{blocks[0].metric} by {', '.join(dict.fromkeys(block.title.split(',')[0] for block in blocks))}"
-    sections = [part for block in blocks for part in block_sections(block)]
-    told = [paragraph(note, "note") for note in (*notes, NOTE)]
-    run.page.write_text(
-        page(title, [section("Overview", picture(drawn, "each group's mean and interval"), *told), *sections])
-    )
     summary = {**as_json(blocks, notes), "run": str(folder)}
     run.finish(summary)
+    overview = drawn(
+        lambda: plots.group_intervals([panel(block) for block in blocks]),
+        run.figures / "compare.png",
+        "each group's mean and interval",
+    )
+    page = write_page(
+        folder,
+        "compare",
+        title=title,
+        overview=overview,
+        notes=[*notes, NOTE],
+        blocks=[block_context(block) for block in blocks],
+    )
     for block in blocks:
         show(block, terminal)
     for note in notes:
         terminal.say(note)
-    terminal.say(f"report: {RunFolder(folder).page} (also compare.csv, compare.md, compare.tex)")
+    terminal.say(f"report: {page} (also compare.csv, compare.md, compare.tex)")
     return summary
 
 
@@ -123,14 +130,16 @@ def detail(block: Block) -> tuple[list[str], list[list[str]]]:
     return ["group", *(name + (" %" if is_share(name) else "") for name in names)], table
 
 
-def block_sections(block: Block) -> list[str]:
-    """A block on the page."""
-    told = [paragraph(difference.sentence) for difference in block.differences]
-    notes = [paragraph(note, "note") for note in block.notes]
-    return [
-        section(heading(block), html_table(columns(block), rows(block)), *told, *notes),
-        section(f"{block.title}: all figures and cost", html_table(*detail(block))),
-    ]
+def block_context(block: Block) -> dict[str, Any]:
+    """What the page shows of a block."""
+    return {
+        "heading": heading(block),
+        "columns": columns(block),
+        "rows": rows(block),
+        "sentences": [difference.sentence for difference in block.differences],
+        "notes": block.notes,
+        "detail": detail(block),
+    }
 
 
 def panel(block: Block) -> dict[str, Any]:
@@ -142,7 +151,7 @@ def panel(block: Block) -> dict[str, Any]:
         values = [scale * value for value in group.values(block.metric, block.seeds)]
         points.append((group.label, scale * estimate.value, [scale * bound for bound in estimate.ci95], values))
     unit = " (%)" if is_share(block.metric) else ""
-    return {"title": block.title, "label": block.metric + unit, "points": points}
+    return {"title": heading(block), "label": block.metric + unit, "points": points}
 
 
 def markdown(blocks: Sequence[Block]) -> str:

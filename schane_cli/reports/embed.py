@@ -1,10 +1,11 @@
 """The page of `schane embed`, its pictures for papers, and its table on the terminal."""
 
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from rich.table import Table
 
@@ -13,7 +14,7 @@ from schane_cli.metrics.embedding import Figure, FigureDifference
 from schane_cli.reports import plots
 from schane_cli.reports.embed_examples import examples
 from schane_cli.reports.embed_page import Charts, charts, page_data
-from schane_cli.reports.html import html_table, page, paragraph, percent, picture, provenance, section
+from schane_cli.reports.pages import Picture, data_url, percent, write_page
 from schane_cli.reports.thumbnails import Sheet, sheet
 from schane_cli.terminal import Task, Terminal, figures_table
 
@@ -36,19 +37,6 @@ MAIN_FIGURES = (
     "isotropy, within class",
 )
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "none": "no direction"}
-HERE = Path(__file__).parent
-EXPLORER = """
-<div class="bar"><span class="switch" role="group" aria-label="picture"><button value="tsne" aria-pressed="true">t-SNE
-</button><button value="pca" aria-pressed="false">PCA</button></span>
-<input type="search" id="search" placeholder="search image, class, prediction" aria-label="search">
-<label><input type="checkbox" id="mistakes"> only mistakes</label><span id="count" class="note" role="status"></span>
-</div>
-<div class="bar"><button id="all">all classes</button><button id="none">no class</button>
-<span class="note">a click shows or hides a class, a double click shows it alone</span></div>
-<div id="chips" class="chips"></div>
-<div class="plots explorer {many}">{plots}</div><div id="card" role="dialog" aria-label="image"></div>
-<div class="print">{picture}</div>
-"""
 
 
 def embed_report(embedded: Embedded, terminal: Terminal) -> None:
@@ -60,10 +48,10 @@ def embed_report(embedded: Embedded, terminal: Terminal) -> None:
     with terminal.task("drawing", 5 * len(suffixes), "figure") as task:
         for suffix in suffixes:
             draw(embedded, found, suffix, task)
-    embedded.run.page.write_text(_page(embedded, found, thumbnails))
+    page = write_embed_page(embedded, found, thumbnails)
     for table in tables(embedded):
         terminal.table(table)
-    terminal.say(f"report: {embedded.run.page}")
+    terminal.say(f"report: {page}")
 
 
 def draw(embedded: Embedded, found: Charts, suffix: str, task: Task) -> None:
@@ -89,42 +77,35 @@ def draw(embedded: Embedded, found: Charts, suffix: str, task: Task) -> None:
         task.advance()
 
 
-def _page(embedded: Embedded, found: Charts, thumbnails: Sheet) -> str:
-    views, figures = embedded.views, embedded.run.figures
-    numbers = range(len(views))
-    scatters = "".join(
-        f'<div><h3>{escape(views[i].name)}</h3><div id="scatter-{i}" class="scatter"></div></div>' for i in numbers
+def write_embed_page(embedded: Embedded, found: Charts, thumbnails: Sheet) -> Path:
+    """Fill the page from what has been measured and drawn."""
+    names = [view.name for view in embedded.views]
+    return write_page(
+        embedded.run.path,
+        "embed",
+        title=title(embedded),
+        lead=lead(embedded),
+        names=names,
+        sheet={"source": data_url(thumbnails.webp, "webp"), "columns": thumbnails.columns, "edges": thumbnails.edges},
+        still=Picture(data_url((embedded.run.figures / "tsne.png").read_bytes(), "png"), "t-SNE"),
+        picture_note=picture_note(embedded),
+        differences=[_differences(embedded, i) for i in range(len(embedded.differences))],
+        metrics=_metrics_table(embedded),
+        charts=_chart_places(names),
+        charts_note=CHARTS_NOTE,
+        examples=examples(embedded, thumbnails),
+        checkpoints=(CHECKPOINT_COLUMNS, [_checkpoint_row(view) for view in embedded.views]),
+        data=page_data(embedded, found, thumbnails),
+        plotly=Markup(get_plotlyjs()),
     )
-    style = (HERE / "embed_page.css").read_text()
-    # names come from file systems: no "<" of theirs may end the element or open another
-    data = page_data(embedded, found, thumbnails).replace("<", "\\u003c")
-    sections = [
-        f"<style>{style}{thumbnails.css()}</style>",
-        f'<p class="lead">{escape(lead(embedded))}</p>',
-        section(
-            "Picture",
-            EXPLORER.format(
-                many="many" if len(views) > 1 else "", plots=scatters, picture=picture(figures / "tsne.png", "t-SNE")
-            ),
-            paragraph(picture_note(embedded), "note"),
-        ),
-        *(_differences(embedded, i) for i in range(len(embedded.differences))),
-        section("Figures", _figures_table(embedded), paragraph(FIGURES_NOTE, "note")),
-        section("Distributions", _chart_grid(views), paragraph(HEATMAP_NOTE, "note")),
-        *examples(embedded, thumbnails),
-        section("Checkpoints", html_table(CHECKPOINT_COLUMNS, [_checkpoint_row(view) for view in views])),
-        provenance(embedded.run.path),
-        f'<script type="application/json" id="data">{data}</script>',
-    ]
-    return page(title(embedded), sections, (get_plotlyjs(), (HERE / "embed_page.js").read_text()))
 
 
 CHECKPOINT_COLUMNS = ("name", "checkpoint", "epoch", "backbone", "loss", "seed", "dimensions")
-FIGURES_NOTE = (
-    "Intervals are 95 %, from 1,000 bootstrap resamples of the images. Open a figure for its definition, source and "
+METRICS_NOTE = (
+    "Intervals are 95 %, from 1,000 bootstrap resamples of the images. Open a metric for its definition, source and "
     "choices. A click on a column's head sorts."
 )
-HEATMAP_NOTE = (
+CHARTS_NOTE = (
     "Pairs of images by their cosine, as shares of all pairs of a kind. Classes against classes by the mean cosine of "
     "two images, like classes together (average-linkage clustering). Singular values of the embeddings as they are."
 )
@@ -159,22 +140,17 @@ def picture_note(embedded: Embedded) -> str:
     )
 
 
-def _chart_grid(views: list[View]) -> str:
+def _chart_places(names: Sequence[str]) -> list[dict[str, str]]:
     """Places for cosine histograms, heat maps and spectrum, those of a kind beside one another."""
-    cells = []
+    places = []
     for kind, css, heading in (
         ("histogram", "chart", "cosines of pairs"),
         ("heatmap", "heatmap", "classes against classes"),
     ):
-        for i, view in enumerate(views):
-            name = f", {view.name}" if len(views) > 1 else ""
-            cells.append((heading + name, f"{kind}-{i}", css))
-    cells.append(("spectrum", "spectrum", "chart"))
-    parts = (
-        f'<div class="side"><h3>{escape(heading)}</h3><div id="{place}" class="{css}"></div></div>'
-        for heading, place, css in cells
-    )
-    return f'<div class="plots">{"".join(parts)}</div>'
+        for i, name in enumerate(names):
+            suffix = f", {name}" if len(names) > 1 else ""
+            places.append({"heading": heading + suffix, "place": f"{kind}-{i}", "kind": css})
+    return [*places, {"heading": "spectrum", "place": "spectrum", "kind": "chart"}]
 
 
 def _checkpoint_row(view: View) -> tuple[Any, ...]:
@@ -182,23 +158,24 @@ def _checkpoint_row(view: View) -> tuple[Any, ...]:
     return view.name, *known, view.vectors.shape[1]
 
 
-def _figures_table(embedded: Embedded) -> str:
-    """One row a figure, one column a checkpoint; the definition folds out of the name."""
-    heads = ["figure", *(f"{view.name} (95 % interval)" for view in embedded.views), "n", "direction"]
-    body = []
+def _metrics_table(embedded: Embedded) -> dict[str, Any]:
+    """One row per metric, one column per checkpoint; the definition folds out of the name."""
+    rows = []
     for row in zip(*(view.analysis.figures for view in embedded.views), strict=True):
-        meaning = (row[0].definition, f"Choices: {row[0].choices}.", f"Source: {row[0].source}.")
-        folded = "".join(f"<p>{escape(text)}</p>" for text in meaning)
-        cells = [f"<details><summary>{escape(figure_key(row[0]))}</summary>{folded}</details>"]
-        cells += ["{} ({})".format(*figure_cells(figure)) for figure in row]
-        cells += [f"{row[0].n}", DIRECTIONS[row[0].direction]]
-        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="numbers scroll">{table}</div>'
+        first = row[0]
+        cells = ["{} ({})".format(*figure_cells(figure)) for figure in row]
+        rows.append(
+            {
+                "name": figure_key(first),
+                "meaning": (first.definition, f"Choices: {first.choices}.", f"Source: {first.source}."),
+                "cells": [*cells, str(first.n), DIRECTIONS[first.direction]],
+            }
+        )
+    columns = ["metric", *(f"{view.name} (95 % interval)" for view in embedded.views), "n", "direction"]
+    return {"columns": columns, "rows": rows, "note": METRICS_NOTE}
 
 
-def _differences(embedded: Embedded, number: int) -> str:
+def _differences(embedded: Embedded, number: int) -> dict[str, Any]:
     """The table of what changed from the first checkpoint to view `number` + 1."""
     first, second = embedded.views[0].name, embedded.views[number + 1].name
     rows = []
@@ -207,10 +184,8 @@ def _differences(embedded: Embedded, number: int) -> str:
         interval = f"{signed(d.name, d.ci95[0])} to {signed(d.name, d.ci95[1])}"
         sign = "+" if d.difference > 0 else ""
         rows.append((figure_key(d), before, after, f"{sign}{change}", interval, sentence(d, second)))
-    columns = ("figure", first, second, "difference", "paired 95 % interval", "what changed")
-    note = "Paired: both checkpoints see the same images and the same bootstrap resamples."
-    table = f'<div class="numbers changes">{html_table(columns, rows)}</div>'
-    return section(f"From {first} to {second}", table, paragraph(note, "note"))
+    columns = ("metric", first, second, "difference", "paired 95 % interval", "what changed")
+    return {"heading": f"From {first} to {second}", "columns": columns, "rows": rows}
 
 
 def sentence(d: FigureDifference, second: str) -> str:
@@ -257,13 +232,13 @@ def number(value: float) -> str:
 
 
 def tables(embedded: Embedded) -> list[Table]:
-    """The main figures for the terminal: one table, or one of the differences for each further checkpoint."""
+    """The main metrics for the terminal: one table, or one of the differences for each further checkpoint."""
     first = embedded.views[0]
     if not embedded.differences:
         figures = {figure_key(figure): figure for figure in first.analysis.figures}
         rows = [(key, *figure_cells(figures[key]), figures[key].direction) for key in MAIN_FIGURES if key in figures]
         heading = f"{first.name}, {embedded.options.layer}, n = {len(embedded.images)}"
-        return [figures_table(heading, rows, ("figure", "value", "95 % interval", "better"))]
+        return [figures_table(heading, rows, ("metric", "value", "95 % interval", "better"))]
     return [
         _difference_table(first.name, view.name, differences, len(embedded.images))
         for view, differences in zip(embedded.views[1:], embedded.differences, strict=True)
@@ -275,7 +250,7 @@ def _difference_table(first: str, second: str, differences: list[FigureDifferenc
     by_key = {figure_key(d): d for d in differences}
     rows = [_difference_row(by_key[key], names) for key in MAIN_FIGURES if key in by_key]
     return figures_table(
-        f"{second} against {first}, n = {n}", rows, ("figure", first, second, "difference, 95 %", "better")
+        f"{second} against {first}, n = {n}", rows, ("metric", first, second, "difference, 95 %", "better")
     )
 
 

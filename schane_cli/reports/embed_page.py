@@ -1,6 +1,5 @@
 """What the page of `schane embed` carries for its script: points, neighbours, predictions and charts, packed."""
 
-import json
 from base64 import b64encode
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ SHOWN_BINS = 100
 
 @dataclass(frozen=True)
 class Charts:
-    """What pictures and page draw alike, one entry a checkpoint.
+    """What pictures and page draw alike, one entry per checkpoint.
 
     `order`: classes that have images, like beside like by the first checkpoint; `similarities` (C, C) in that order;
     `centres` (100,) and `histograms` of shares (positive, negative); `spectra`: singular values over the largest.
@@ -56,13 +55,13 @@ def _histograms(view: View) -> tuple[Floats, Floats]:
     return positive, negative
 
 
-def page_data(embedded: Embedded, found: Charts, thumbnails: Sheet) -> str:
-    """The JSON that embed_page.js reads; arrays travel as base64 of their little-endian bytes."""
+def page_data(embedded: Embedded, found: Charts, thumbnails: Sheet) -> dict[str, Any]:
+    """What embed.js reads as JSON; arrays travel as base64 of their little-endian bytes."""
     images = embedded.images
     first_bin = min(int(np.flatnonzero(np.add(*pair))[0]) for pair in found.histograms)
     ranges = [(np.nanmin(matrix), np.nanmax(matrix)) for matrix in found.similarities]
     names = images.class_names
-    data = {
+    return {
         "ids": list(images.ids),
         "classes": [{"name": name, "color": plots.class_color(i, len(names))} for i, name in enumerate(names)],
         "labels": packed(images.labels, "<u2"),
@@ -73,7 +72,6 @@ def page_data(embedded: Embedded, found: Charts, thumbnails: Sheet) -> str:
         "similarity_range": [float(min(low for low, _ in ranges)), float(max(high for _, high in ranges))],
         "views": [_view_data(view, found, number) for number, view in enumerate(embedded.views)],
     }
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
 def _neighbour_count(view: View) -> int:
@@ -99,7 +97,7 @@ def _view_data(view: View, found: Charts, number: int) -> dict[str, Any]:
             "negative": negative.round(6).tolist(),
         },
         "similarity": packed(found.similarities[number], "<f4"),
-        "spectrum": [float(f"{value:.4g}") for value in spectrum[spectrum > 1e-9]],
+        "spectrum": [float(f"{value:.4g}") for value in spectrum[spectrum > plots.NEGLIGIBLE]],
     }
 
 

@@ -1,29 +1,24 @@
-"""The tables, pictures and page of `schane eval`."""
+"""The tables, pictures and pages of `schane eval`."""
 
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from PIL import Image
 
 from schane_cli.reports import plots
-from schane_cli.reports.html import (
+from schane_cli.reports.pages import (
+    Link,
     accuracy_rows,
-    html_table,
-    page,
-    paragraph,
+    drawn,
     percent,
-    picture,
-    provenance,
-    section,
+    write_page,
 )
+from schane_cli.reports.predictions import CLASS_COLUMNS, class_rows, predictions, read_per_class
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
-COLUMNS = ("figure", "value (95 % interval)", "n")
+COLUMNS = ("metric", "value (95 % interval)", "n")
 SHOWN_CLASSES = 5  # of the hardest, on the terminal
 
 
@@ -38,7 +33,7 @@ def eval_report(run: Path, terminal: Terminal) -> None:
 
 def _several(run: Path, summary: Mapping[str, Any], terminal: Terminal) -> None:
     for one in summary["datasets"]:
-        _one(Path(one["run"]), one, Terminal(quiet=True))
+        _one(run / Path(one["run"]).name, one, Terminal(quiet=True))
     split = summary["split"]
     columns = ("dataset", "top-1 accuracy (95 % interval)", "ECE", "NLL", "images/s", "n")
     rows = [
@@ -52,100 +47,90 @@ def _several(run: Path, summary: Mapping[str, Any], terminal: Terminal) -> None:
         )
         for one in summary["datasets"]
     ]
-    title = f"{Path(summary['checkpoint']).parent.parent.name} on {len(rows)} datasets, {split}"
-    parts = [
-        section(one["dataset"], *(part for part in sections(Path(one["run"]), one))) for one in summary["datasets"]
-    ]
-    RunFolder(run).page.write_text(page(title, [section("Result", html_table(columns, rows)), *parts, provenance(run)]))
+    title = f"{_checkpoint_name(summary)} on {len(rows)} datasets, {split}"
+    pages = (f"{Path(one['run']).name}/report.html" for one in summary["datasets"])
+    linked = [(Link(row[0], href), *row[1:]) for row, href in zip(rows, pages, strict=True)]
+    page = write_page(run, "datasets", title=title, columns=columns, rows=linked)
     terminal.table(figures_table(title, rows, columns))
-    terminal.say(f"report: {RunFolder(run).page}")
+    terminal.say(f"report: {page}")
 
 
 def _one(run: Path, summary: Mapping[str, Any], terminal: Terminal) -> None:
     split = summary["split"]
-    draw(run, summary)
-    title = f"{summary['dataset']} {split}: {Path(summary['checkpoint']).parent.parent.name}"
-    RunFolder(run).page.write_text(page(title, [*sections(run, summary), provenance(run)]))
+    page = write_page(
+        run,
+        "eval",
+        title=f"{summary['dataset']} {split}: {_checkpoint_name(summary)}",
+        columns=COLUMNS,
+        rows=result_rows(summary),
+        throughput=throughput(summary),
+        temperature=temperature_note(summary),
+        reliability=drawn(
+            lambda: plots.reliability(_reliability_panels(summary)),
+            RunFolder(run).figures / "reliability.png",
+            "reliability diagram: accuracy against confidence",
+        ),
+        predictions=predictions(run),
+        corruptions=_corruptions(run, summary),
+        ood=(_OOD_COLUMNS, ood_rows(summary)) if "ood" in summary else None,
+        ood_note=f"{ood_title(summary)}. {OUT_OF_DISTRIBUTION}" if "ood" in summary else "",
+        split_notes=summary["split_notes"],
+    )
     terminal.table(figures_table(f"{summary['dataset']} {split}", result_rows(summary), COLUMNS))
-    per_class = pd.read_csv(RunFolder(run).per_class_table, dtype={"class": str}).sort_values("accuracy", kind="stable")
-    terminal.table(figures_table("hardest classes", class_rows(per_class.head(SHOWN_CLASSES)), _CLASS_COLUMNS))
+    terminal.table(figures_table("hardest classes", class_rows(read_per_class(run).head(SHOWN_CLASSES)), CLASS_COLUMNS))
     if "corruptions" in summary:
-        terminal.table(figures_table("accuracy on damaged images, %", *corruption_rows(summary)))
+        terminal.table(figures_table("accuracy under corruptions, %", *corruption_rows(summary)))
     if "ood" in summary:
         terminal.table(figures_table(ood_title(summary), ood_rows(summary), _OOD_COLUMNS))
-    terminal.say(f"report: {RunFolder(run).page}")
+    terminal.say(f"report: {page}")
 
 
-def draw(run: Path, summary: Mapping[str, Any]) -> None:
-    """figures/confusion.png, reliability.png, mistakes.png, corruptions.png."""
-    split, figures = summary["split"], RunFolder(run).figures
-    counts = pd.read_csv(RunFolder(run).confusion_table, index_col=0)
-    plots.save(
-        plots.confusion_matrix(counts.to_numpy(), [str(name) for name in counts.columns]), figures / "confusion.png"
-    )
+def _checkpoint_name(summary: Mapping[str, Any]) -> str:
+    return Path(summary["checkpoint"]).parent.parent.name
+
+
+def _reliability_panels(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    split = summary["split"]
     panels = [(f"ECE {percent(summary[f'{split}_ece'])}", summary["reliability"])]
     if "temperature" in summary:
-        told = f"temperature {summary['temperature']:.2f}: ECE {percent(summary[f'{split}_ece_scaled'])}"
-        panels.append((told, summary["reliability_scaled"]))
-    plots.save(plots.reliability(panels), figures / "reliability.png")
-    plots.save(plots.mistakes(_captioned_mistakes(run)), figures / "mistakes.png")
-    if "corruptions" in summary:
-        names, accuracies = _by_corruption(summary)
-        drawn = plots.corruption_map(accuracies, names, summary[f"{split}_accuracy"])
-        plots.save(drawn, figures / "corruptions.png")
+        heading = f"temperature {summary['temperature']:.2f}: ECE {percent(summary[f'{split}_ece_scaled'])}"
+        panels.append((heading, summary["reliability_scaled"]))
+    return panels
 
 
-def _captioned_mistakes(run: Path) -> list[tuple[np.ndarray, str]]:
-    """Pictures (H, W, 3) of mistakes.parquet, each captioned `label, taken for prediction, 99 %`."""
-    rows = pd.read_parquet(RunFolder(run).mistakes_table).to_dict("records")
-    return [
-        (
-            np.asarray(Image.open(BytesIO(row["picture"])).convert("RGB")),
-            f"{row['label']}\ntaken for {row['prediction']}, {100 * row['confidence']:.0f} %",
-        )
-        for row in rows
-    ]
-
-
-def sections(run: Path, summary: Mapping[str, Any]) -> list[str]:
-    """The page's sections for one dataset."""
-    figures = RunFolder(run).figures
-    per_class = pd.read_csv(RunFolder(run).per_class_table, dtype={"class": str})
-    found = [
-        section("Result", html_table(COLUMNS, result_rows(summary)), paragraph(throughput(summary), "note")),
-        section(
-            "Calibration", paragraph(temperature_note(summary)), picture(figures / "reliability.png", "reliability")
+def _corruptions(run: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Picture and table of the corruptions, where the evaluation has them."""
+    if "corruptions" not in summary:
+        return None
+    names, accuracies = by_corruption(summary)
+    clean, n = summary[f"{summary['split']}_accuracy"], summary["corruption_n"]
+    rows, columns = corruption_rows(summary)
+    return {
+        "picture": drawn(
+            lambda: plots.corruption_map(accuracies, names, clean, n),
+            RunFolder(run).figures / "corruptions.png",
+            "accuracy by corruption and severity",
         ),
-        section("Worst mistakes", paragraph(MISTAKES, "note"), picture(figures / "mistakes.png", "worst mistakes")),
-        section("By class", html_table(_CLASS_COLUMNS, class_rows(per_class))),
-        section("Confusion", picture(figures / "confusion.png", "confusion matrix")),
-    ]
-    if "corruptions" in summary:
-        columns, rows = corruption_rows(summary)[::-1]
-        drawn = picture(figures / "corruptions.png", "accuracy by corruption and severity")
-        found.append(section("Damaged images", paragraph(CORRUPTED, "note"), drawn, html_table(columns, rows)))
-    if "ood" in summary:
-        told = paragraph(f"{ood_title(summary)}. {FOREIGN}", "note")
-        found.append(section("Foreign images", told, html_table(_OOD_COLUMNS, ood_rows(summary))))
-    return [*found, section("Splits", *(paragraph(note, "note") for note in summary["split_notes"]))]
+        "columns": columns,
+        "rows": rows,
+        "note": CORRUPTED,
+    }
 
 
-MISTAKES = "The wrong predictions of highest confidence: the label, and what it was taken for."
 CORRUPTED = (
-    "Kinds after Hendrycks and Dietterich (arXiv:1903.12261) with strengths of our own, after resizing to the model's "
-    "input; not comparable with published mCE."
+    "Kinds after Hendrycks and Dietterich (arXiv:1903.12261) with severities of our own, applied after resizing to the "
+    "model's input; not comparable with published mCE."
 )
-FOREIGN = (
+OUT_OF_DISTRIBUTION = (
     "MSP, maximum softmax probability (Hendrycks and Gimpel 2017), energy (Liu et al. 2020), distance to the k-th "
-    "nearest training embedding (Sun et al. 2022). AUROC: higher is better; FPR95, the share of foreign images "
-    "accepted where 95 % of its own are: lower is better."
+    "nearest training embedding (Sun et al. 2022). AUROC: higher is better. FPR95, the share of out-of-distribution "
+    "images accepted where 95 % of the in-distribution images are: lower is better."
 )
-_CLASS_COLUMNS = ("class", "accuracy (95 % interval)", "n")
-_OOD_COLUMNS = ("foreign set", "score", "AUROC, %", "FPR95, %", "n in / out")
+_OOD_COLUMNS = ("out-of-distribution set", "score", "AUROC, %", "FPR95, %", "n in / out")
 
 
 def result_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(figure, value with its interval, n)."""
+    """(metric, value with its interval, n)."""
     split = summary["split"]
     n = str(summary[f"{split}_n"])
     rows = accuracy_rows(summary, split)
@@ -159,7 +144,7 @@ def result_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ]
     if "corruption_accuracy" in summary:
         mean = percent(summary["corruption_accuracy"], summary["corruption_accuracy_ci95"])
-        rows.append((f"mean over {len(summary['corruptions'])} damages", mean, str(summary["corruption_n"])))
+        rows.append((f"mean over {len(summary['corruptions'])} corruptions", mean, str(summary["corruption_n"])))
     return rows
 
 
@@ -178,28 +163,21 @@ def temperature_note(summary: Mapping[str, Any]) -> str:
     if "temperature" in summary:
         return (
             f"Temperature {summary['temperature']:.3f} (Guo et al. 2017) makes the likelihood of the "
-            f"{summary['temperature_val_n']} val images highest; accuracies do not change by it."
+            f"{summary['temperature_val_n']} val images highest; it does not change accuracies."
         )
-    return "No temperature: it is fitted on val, and val is reported here or was trained on."
+    return "No temperature: it would be fitted on val, and val is what this page reports or was trained on."
 
 
-def class_rows(per_class: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """(class, accuracy with its interval, n)."""
-    return [
-        (name, percent(accuracy, (low, high)), str(n))
-        for name, n, accuracy, low, high in per_class.itertuples(index=False)
-    ]
-
-
-def _by_corruption(summary: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
+def by_corruption(summary: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
+    """The corruptions' names (K,), and the accuracy of each at every severity (K, S)."""
     names = list(dict.fromkeys(row["corruption"] for row in summary["corruptions"]))
     return names, np.array([row["accuracy"] for row in summary["corruptions"]]).reshape(len(names), -1)
 
 
 def corruption_rows(summary: Mapping[str, Any]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
-    """(rows, columns): accuracy in percent a kind and severity; the columns say n."""
-    names, accuracies = _by_corruption(summary)
-    columns = (f"kind (n = {summary['corruption_n']})", *map(str, range(1, accuracies.shape[1] + 1)), "mean")
+    """(rows, columns): accuracy in percent per corruption and severity; the columns say n."""
+    names, accuracies = by_corruption(summary)
+    columns = (f"corruption (n = {summary['corruption_n']})", *map(str, range(1, accuracies.shape[1] + 1)), "mean")
     rows = [
         (name.replace("_", " "), *(f"{100 * value:.1f}" for value in [*values, values.mean()]))
         for name, values in zip(names, accuracies, strict=True)
@@ -208,12 +186,12 @@ def corruption_rows(summary: Mapping[str, Any]) -> tuple[list[tuple[str, ...]], 
 
 
 def ood_title(summary: Mapping[str, Any]) -> str:
-    """What the table of foreign sets rests on."""
-    return f"foreign images; kNN: k = {summary['ood_knn_k']} of {summary['ood_knn_bank_n']} training images"
+    """What the table of out-of-distribution sets rests on."""
+    return f"out-of-distribution images; kNN: k = {summary['ood_knn_k']} of {summary['ood_knn_bank_n']} training images"
 
 
 def ood_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row a foreign set and score."""
+    """One row per out-of-distribution set and score."""
     return [
         (
             row["dataset"],

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from schane_cli.reports import plots
-from schane_cli.reports.html import html_table, page, paragraph, picture, provenance, section
+from schane_cli.reports.pages import drawn, write_page
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
@@ -19,32 +19,31 @@ def fewshot_report(run: Path, terminal: Terminal) -> None:
     summary = RunFolder(run).read_summary()
     rows = [_row(result, len(summary["checkpoints"]) > 1) for result in summary["results"]]
     title = f"{summary['dataset']}: {summary['ways']}-way few-shot on {len(summary['novel_classes'])} novel classes"
-    shots = plots.save(plots.accuracy_by_shots(summary["curve"], summary["ways"]), RunFolder(run).figures / "shots.png")
-    told = [paragraph(pair["sentence"], "lead") for pair in summary["comparisons"]]
-    content = page(
-        title,
-        [
-            section(
-                "Result",
-                *(paragraph(line, "note") for line in header(summary)),
-                *told,
-                html_table(COLUMNS, rows),
-                paragraph(_legend(summary), "note"),
-            ),
-            section("Accuracy by shots", picture(shots, "accuracy against the number of shots")),
-            section("Classes, hardest first", html_table(*class_table(run))),
-            section("Data", *(paragraph(note, "note") for note in summary["notes"])),
-            provenance(run),
-        ],
+    shots = drawn(
+        lambda: plots.accuracy_by_shots(summary["curve"], summary["ways"]),
+        RunFolder(run).figures / "shots.png",
+        "accuracy against the number of shots",
     )
-    RunFolder(run).page.write_text(content)
+    page = write_page(
+        run,
+        "fewshot",
+        title=title,
+        header=header(summary),
+        comparisons=[pair["sentence"] for pair in summary["comparisons"]],
+        columns=COLUMNS,
+        rows=rows,
+        legend=_legend(summary),
+        shots=shots,
+        classes=class_table(run),
+        data_notes=summary["notes"],
+    )
     for line in header(summary):
         terminal.say(line)
     terminal.table(figures_table(title, rows, COLUMNS))
     terminal.say(_legend(summary))
     for pair in summary["comparisons"]:
         terminal.say(pair["sentence"])
-    terminal.say(f"report: {RunFolder(run).page}")
+    terminal.say(f"report: {page}")
 
 
 def header(summary: dict[str, Any]) -> list[str]:
@@ -58,7 +57,7 @@ def header(summary: dict[str, Any]) -> list[str]:
 
 
 def class_table(run: Path) -> tuple[list[str], list[list[str]]]:
-    """Accuracy of each novel class, one row a class and one column a result, the lowest mean first: (columns, rows)."""
+    """Accuracy of each novel class, the lowest mean first, one column per result: (columns, rows)."""
     frame = pd.read_csv(RunFolder(run).per_class_table, dtype={"class": str, "checkpoint": str}, keep_default_na=False)
     keys = [key for key in ("checkpoint", "classifier", "shots") if key == "shots" or frame[key].nunique() > 1]
     wide = frame.pivot_table(index="class", columns=keys, values="accuracy", sort=False)
@@ -87,6 +86,6 @@ def _plus_minus(result: dict[str, Any], name: str) -> str:
 
 def _legend(summary: dict[str, Any]) -> str:
     return (
-        f"± is a 95 % t-interval over the n episodes ({summary['queries']} queries a class). Over disjoint episodes it "
-        "also accounts for the finite test set (arXiv 2409.02850)."
+        f"± is a 95 % t-interval over the n episodes ({summary['queries']} queries per class). Over disjoint episodes "
+        "it also accounts for the finite test set (arXiv 2409.02850)."
     )

@@ -1,72 +1,108 @@
 """The pages of `schane finetune`: one run, several seeds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from schane_cli.reports import plots
-from schane_cli.reports.html import (
+from schane_cli.reports.pages import (
+    Command,
+    Link,
     accuracy_rows,
-    html_table,
-    page,
-    paragraph,
+    drawn,
     percent,
-    picture,
-    provenance,
-    section,
+    write_page,
 )
+from schane_cli.reports.predictions import predictions
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
-
-def _events(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    return RunFolder(run).read_events("step"), RunFolder(run).read_events("epoch")
+COLUMNS = ("metric", "value (95 % interval)", "n")
 
 
 def finetune_report(run: Path, terminal: Terminal) -> None:
-    """Curves, page and final table of a finished fine-tuning run."""
+    """Curves, page and final table of a finished fine-tuning run; reads nothing but its folder."""
     summary = RunFolder(run).read_summary()
-    curves = plots.save(plots.training_curves(*_events(run)), RunFolder(run).figures / "curves.png")
     rows = accuracy_rows(summary, "test")
     rows.append(
         (f"val accuracy, epoch {summary['best_epoch']}", percent(summary["val_accuracy"]), str(summary["val_n"]))
     )
-    cost = (
-        f"{summary['total_seconds']:.0f} s in all, {summary['train_seconds']:.0f} s of them training at "
-        f"{summary['images_per_second']:.0f} images/s, {summary['data_wait_percent']:.0f} % waiting for data"
-    )
     title = f"{summary['dataset']}, {summary['backbone']}, {summary['loss']}, seed {summary['seed']}"
-    columns = ("figure", "value (95 % interval)", "n")
-    content = page(
-        title,
-        [
-            section("Result", html_table(columns, rows), paragraph(cost, "note")),
-            section("Training", picture(curves, "loss parts and val accuracy by epoch")),
-            section("Splits", *(paragraph(note, "note") for note in summary["split_notes"])),
-            provenance(run),
-        ],
+    steps, epochs = RunFolder(run).read_events("step"), RunFolder(run).read_events("epoch")
+    curves = drawn(
+        lambda: plots.training_curves(steps, epochs),
+        RunFolder(run).figures / "curves.png",
+        "training loss by step and val accuracy by epoch",
     )
-    RunFolder(run).page.write_text(content)
-    terminal.table(figures_table(title, rows, columns))
-    terminal.say(cost)
-    terminal.say(f"report: {RunFolder(run).page}")
+    page = write_page(
+        run,
+        "finetune",
+        title=title,
+        columns=COLUMNS,
+        rows=rows,
+        cost=cost(summary),
+        predictions=predictions(run),
+        curves=curves,
+        split_notes=summary["split_notes"],
+        next_steps=next_steps(run),
+    )
+    terminal.table(figures_table(title, rows, COLUMNS))
+    terminal.say(cost(summary))
+    terminal.say(f"report: {page}")
+    terminal.say(f"next: {next_steps(run)[0].line}")
+
+
+def cost(summary: Mapping[str, Any]) -> str:
+    """What the run took."""
+    return (
+        f"{summary['total_seconds']:.0f} s in all, {summary['train_seconds']:.0f} s of them training at "
+        f"{summary['images_per_second']:.0f} images/s, {summary['data_wait_percent']:.0f} % of it waiting for data"
+    )
+
+
+def next_steps(run: Path) -> list[Command]:
+    """The commands that people run after a training, the first one first."""
+    return [
+        Command(f"schane eval {run} --corruptions", "calibration, and accuracy on corrupted images"),
+        Command(f"schane embed {run} --out {run / 'embed'}", "look at the embedding of every test image"),
+        Command(f"schane export {run}", "the backbone for timm or ONNX"),
+    ]
 
 
 def seeds_report(run: Path, terminal: Terminal) -> None:
-    """Final table and page of a run over several seeds."""
+    """Final table and page of a run over several seeds, and the page of each."""
     summary = RunFolder(run).read_summary()
     for folder in summary["runs"]:
         finetune_report(Path(folder), Terminal(quiet=True))
-    n_seeds = len(summary["seeds"])
-    by_seed = zip(summary["seeds"], summary["test_accuracy_by_seed"], summary["runs"], strict=True)
-    rows = [(f"seed {seed}", percent(accuracy), str(summary["test_n"])) for seed, accuracy, _ in by_seed]
-    rows.append(
-        ("mean over seeds", percent(summary["test_accuracy"], summary["test_accuracy_ci95"]), f"{n_seeds} seeds")
-    )
-    columns = ("test accuracy", "value (95 % interval)", "n")
+    n_seeds, n = len(summary["seeds"]), summary["test_n"]
+    mean = percent(summary["test_accuracy"], summary["test_accuracy_ci95"])
+    rows: list[tuple[Any, str, str]] = [
+        (Link(f"seed {seed}", f"{Path(folder).name}/report.html"), percent(accuracy), str(n))
+        for seed, accuracy, folder in zip(
+            summary["seeds"], summary["test_accuracy_by_seed"], summary["runs"], strict=True
+        )
+    ]
+    rows.append(("mean over seeds", mean, f"{n_seeds} seeds"))
     title = f"{summary['dataset']}, {summary['backbone']}, {summary['loss']}, {n_seeds} seeds"
-    note = "The interval of the mean is Student's t over seeds."
-    RunFolder(run).page.write_text(
-        page(title, [section("Result", html_table(columns, rows), paragraph(note, "note")), provenance(run)])
+    values = [100 * value for value in summary["test_accuracy_by_seed"]]
+    interval = [100 * bound for bound in summary["test_accuracy_ci95"]]
+    panel = {
+        "title": f"{n_seeds} seeds, n = {n:,} test images",
+        "label": "test accuracy, %",
+        "points": [(summary["loss"], 100 * summary["test_accuracy"], interval, values)],
+    }
+    columns = ("test accuracy", "value (95 % interval)", "n")
+    page = write_page(
+        run,
+        "seeds",
+        title=title,
+        columns=columns,
+        rows=rows,
+        note="The interval of the mean is Student's t over seeds.",
+        picture=drawn(
+            lambda: plots.group_intervals([panel]), RunFolder(run).figures / "seeds.png", "test accuracy of each seed"
+        ),
     )
-    terminal.table(figures_table(title, rows, columns))
-    terminal.say(f"report: {RunFolder(run).page}")
+    shown = [(row[0].text if isinstance(row[0], Link) else row[0], *row[1:]) for row in rows]
+    terminal.table(figures_table(title, shown, columns))
+    terminal.say(f"report: {page}")

@@ -1,6 +1,11 @@
-"""Pictures for paper and page, drawn by matplotlib without a display; each function returns a figure to save."""
+"""Pictures for paper and page, drawn by matplotlib without a display; each function returns a figure to save.
+
+Every picture says how many images (or pairs, episodes, seeds) it shows, and the units of its axes. Names of classes and
+checkpoints come from outside: they are drawn as they are, without mathematics, and shortened where they are long.
+"""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -8,6 +13,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+
+from schane_cli.terminal import visible
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -19,7 +26,15 @@ STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "legend.frameon": False,
     "savefig.dpi": 150,
+    "text.parse_math": False,  # a class may be called $x^
 }
+DARK: dict[Any, Any] = {  # the colours of the page on a dark screen
+    "figure.facecolor": "#111827",
+    "axes.facecolor": "#111827",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e5e7eb"),
+    "grid.color": "#9ca3af",
+}
+NEGLIGIBLE = 1e-5  # of the largest singular value: about where the rounding of 32-bit embeddings begins
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#9ca3af"
 # Ten classes told apart on white and on dark paper, neighbours far apart in hue and lightness.
 CLASS_COLORS = (
@@ -30,12 +45,25 @@ CLASS_COLORS = (
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure as its suffix says (png, pdf, svg)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", facecolor="white")
+    figure.savefig(path, bbox_inches="tight")
     return path
 
 
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def short(name: str, most: int = 24) -> str:
+    """A name on one line, its middle left out where it has more than `most` characters."""
+    name = visible(name, newline=True)
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
+
+
 def training_curves(steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss parts by epoch beside val accuracy by epoch, the chosen epoch marked."""
+    """Loss terms by epoch beside val accuracy by epoch, the chosen epoch marked."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 3), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -43,7 +71,7 @@ def training_curves(steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping
         if any(step["contrastive"] for step in steps):
             left.plot(at, [step["contrastive"] for step in steps], color=BLUE, label="contrastive")
         left.plot(at, [step["cross_entropy"] for step in steps], color=ORANGE, label="cross-entropy")
-        left.set(title="training loss", xlabel="epoch", ylabel="nats")
+        left.set(title=f"training loss at {len(steps)} steps", xlabel="epoch", ylabel="mean over the batch, nats")
         left.legend()
         numbers = [epoch["epoch"] for epoch in epochs]
         accuracies = [100 * epoch["val_accuracy"] for epoch in epochs]
@@ -59,19 +87,22 @@ def training_curves(steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping
 
 def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """Row-normalised confusion; counts are written into the cells up to 20 classes."""
+    names = [short(name) for name in names]
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        side = min(3 + 0.25 * len(names), 12)
+        side = min(3 + 0.25 * len(names), 9)
         figure = Figure(figsize=(side + 1, side), layout="constrained")
         axes = figure.subplots()
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        figure.colorbar(image, ax=axes, label="share of the label's images", shrink=0.8)
-        axes.set(title="confusion", xlabel="prediction", ylabel="label")
+        paper, ink = mpl.rcParams["axes.facecolor"], mpl.rcParams["text.color"]
+        colors = mpl.colors.LinearSegmentedColormap.from_list("share", [paper, BLUE])
+        image = axes.imshow(100 * shares, cmap=colors, vmin=0, vmax=100)
+        figure.colorbar(image, ax=axes, label="% of the label's images", shrink=0.8)
+        axes.set(title=f"confusion, n = {counts.sum():,} images", xlabel="prediction", ylabel="label")
         if len(names) <= 20:
             axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
             axes.set_yticks(range(len(names)), names)
             for row, column in np.argwhere(counts > 0):
-                shade = "white" if shares[row, column] > 0.5 else "black"
+                shade = "white" if shares[row, column] > 0.5 else ink
                 axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=shade, fontsize=7)
     return figure
 
@@ -95,7 +126,7 @@ def _reliability(upper: Any, lower: Any, title: str, bins: Sequence[Mapping[str,
     # an interval may round to just inside its own value, and matplotlib refuses negative bars
     bars = np.maximum([value - low, high - value], 0)
     upper.errorbar(centre, value, yerr=bars, fmt="o", color=BLUE, markersize=4, capsize=2)
-    upper.set(title=title, ylabel="accuracy", ylim=(-0.02, 1.02))
+    upper.set(title=f"{title}, n = {sum(b['n'] for b in bins):,}", ylabel="accuracy", ylim=(-0.02, 1.02))
     upper.legend(loc="upper left")
     lower.bar([(b["low"] + b["high"]) / 2 for b in bins], [b["n"] for b in bins], 0.9 / len(bins), color=GREY)
     lower.set(xlabel="confidence", ylabel="images", yscale="log" if full else "linear")
@@ -114,14 +145,14 @@ def mistakes(wrong: Sequence[tuple[np.ndarray, str]], columns: int = 4) -> Figur
     return figure
 
 
-def corruption_map(accuracies: np.ndarray, names: Sequence[str], clean: float) -> Figure:
-    """Accuracy (kinds, severities) as a heat map with its values in percent; the clean accuracy in the title."""
+def corruption_map(accuracies: np.ndarray, names: Sequence[str], clean: float, n: int) -> Figure:
+    """Accuracy (kinds, severities) on n images as a heat map with its values in percent; the clean accuracy above."""
     with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(5, 0.6 + 0.3 * len(names)), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(100 * accuracies, cmap="viridis", vmin=0, vmax=100, aspect="auto")
         figure.colorbar(image, ax=axes, label="accuracy, %")
-        axes.set(title=f"accuracy by severity; undamaged {100 * clean:.1f} %", xlabel="severity")
+        axes.set(title=f"accuracy by severity, n = {n:,}; clean {100 * clean:.1f} %", xlabel="severity")
         axes.set_xticks(range(accuracies.shape[1]), [str(s + 1) for s in range(accuracies.shape[1])])
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         for (row, column), value in np.ndenumerate(accuracies):
@@ -133,7 +164,7 @@ def corruption_map(accuracies: np.ndarray, names: Sequence[str], clean: float) -
 def embedding_scatter(
     panels: Sequence[tuple[str, np.ndarray]], labels: np.ndarray, names: Sequence[str], axes_names: tuple[str, str]
 ) -> Figure:
-    """Points (n, 2) coloured by class, one panel (title, points) a checkpoint; a legend up to 20 classes."""
+    """Points (n, 2) coloured by class, one panel (title, points) per checkpoint; a legend up to 20 classes."""
     with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(5 * len(panels) + 1, 4.5), layout="constrained")
         shared = len(labels) > 2000
@@ -141,15 +172,21 @@ def embedding_scatter(
             for label in np.unique(labels):
                 own = points[labels == label]
                 style = {"s": 3 if shared else 10, "linewidths": 0, "alpha": 0.8, "rasterized": shared}
-                axes.scatter(*own.T, color=class_color(int(label), len(names)), label=names[label], **style)
-            axes.set(title=title, xlabel=axes_names[0], ylabel=axes_names[1], xticks=[], yticks=[])
+                axes.scatter(*own.T, color=class_color(int(label), len(names)), label=short(names[label]), **style)
+            axes.set(
+                title=f"{short(title)}, n = {len(labels):,}",
+                xlabel=axes_names[0],
+                ylabel=axes_names[1],
+                xticks=[],
+                yticks=[],
+            )
         if len(names) <= 20:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", markerscale=2, fontsize=8)
     return figure
 
 
 def class_color(label: int, n_classes: int) -> str:
-    """One colour a class as #rrggbb: a fixed list up to ten, then hues far apart for neighbours in order."""
+    """One colour per class as #rrggbb: a fixed list up to ten, then hues far apart for neighbours in order."""
     if n_classes <= len(CLASS_COLORS):
         return CLASS_COLORS[label]
     hue = (label * 0.618033988749895) % 1  # the golden ratio keeps consecutive hues apart
@@ -158,23 +195,28 @@ def class_color(label: int, n_classes: int) -> str:
 
 
 def accuracy_by_shots(rows: Sequence[Mapping[str, Any]], ways: int) -> Figure:
-    """Few-shot accuracy with its 95 % interval against the number of shots, one line a checkpoint and classifier."""
+    """Few-shot accuracy with its 95 % interval against the number of shots, one line per checkpoint and classifier."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6, 3.6), layout="constrained")
         axes = figure.subplots()
         names = dict.fromkeys((row["checkpoint"], row["classifier"]) for row in rows)
         several = len({checkpoint for checkpoint, _ in names}) > 1
         for checkpoint, classifier in names:
-            name = f"{checkpoint}, {classifier}" if several else classifier
+            name = f"{short(checkpoint)}, {classifier}" if several else classifier
             own = [row for row in rows if (row["checkpoint"], row["classifier"]) == (checkpoint, classifier)]
             value = 100 * np.array([row["accuracy"] for row in own])
-            low, high = 100 * np.array([row["accuracy_ci95"] for row in own]).T
+            low, high = 100 * np.array([row["accuracy_ci95"] for row in own], dtype=float).T
             bars = np.maximum([value - low, high - value], 0)
             axes.errorbar(
                 [row["shots"] for row in own], value, yerr=bars, marker="o", markersize=4, capsize=2, label=name
             )
         axes.axhline(100 / ways, linestyle="--", color=GREY, label="chance")
-        axes.set(title=f"{ways}-way accuracy", xlabel="shots (labelled images a class)", ylabel="%", xscale="log")
+        axes.set(
+            title=f"{ways}-way accuracy, n = {rows[0]['accuracy_episodes']:,} episodes",
+            xlabel="shots (labelled images per class)",
+            ylabel="accuracy, %",
+            xscale="log",
+        )
         shots = sorted({row["shots"] for row in rows})
         axes.set_xticks(shots, [str(number) for number in shots])
         axes.minorticks_off()
@@ -183,7 +225,7 @@ def accuracy_by_shots(rows: Sequence[Mapping[str, Any]], ways: int) -> Figure:
 
 
 def cosine_histograms(panels: Sequence[tuple[str, np.ndarray, np.ndarray]], centres: np.ndarray) -> Figure:
-    """Shares of positive and of negative pairs by cosine, one panel (title, positive, negative) a checkpoint."""
+    """Shares of positive and of negative pairs by cosine, one panel (title, positive, negative) per checkpoint."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.5 * len(panels), 3), layout="constrained")
         width = centres[1] - centres[0]
@@ -193,13 +235,14 @@ def cosine_histograms(panels: Sequence[tuple[str, np.ndarray, np.ndarray]], cent
             axes.bar(centres, 100 * negative, width, color=ORANGE, alpha=0.65, label="different class")
             axes.bar(centres, 100 * positive, width, color=BLUE, alpha=0.65, label="same class")
             filled = centres[(positive > 0) | (negative > 0)]
-            axes.set(title=title, xlabel="cosine", ylabel="% of pairs", xlim=(filled.min() - width, 1))
+            axes.set(title=short(title, 40), xlabel="cosine", ylabel="% of pairs", xlim=(filled.min() - width, 1))
             axes.legend()
     return figure
 
 
 def similarity_heatmap(panels: Sequence[tuple[str, np.ndarray]], names: Sequence[str]) -> Figure:
-    """Mean cosines of classes, one panel (title, matrix) a checkpoint, all on one scale; names up to 30 classes."""
+    """Mean cosines of classes, one panel (title, matrix) per checkpoint, all on one scale; names up to 30 classes."""
+    names = [short(name) for name in names]
     with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(4.5 * len(panels) + 1, 4), layout="constrained")
         low = min(float(np.nanmin(matrix)) for _, matrix in panels)
@@ -207,7 +250,7 @@ def similarity_heatmap(panels: Sequence[tuple[str, np.ndarray]], names: Sequence
         every = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, matrix) in zip(every, panels, strict=True):
             image = axes.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
-            axes.set(title=title, xticks=[], yticks=[])
+            axes.set(title=short(title, 40), xticks=[], yticks=[])
             if len(names) <= 30:
                 axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
                 axes.set_yticks(range(len(names)), names)
@@ -216,34 +259,43 @@ def similarity_heatmap(panels: Sequence[tuple[str, np.ndarray]], names: Sequence
 
 
 def spectrum(lines: Sequence[tuple[str, np.ndarray]]) -> Figure:
-    """Singular values over the largest, on a log scale, one line (name, values) a checkpoint."""
+    """Singular values over the largest, on a log scale, one line (name, values) per checkpoint.
+
+    Values that are zero but for rounding (of embeddings that span fewer dimensions than they have) are left out, and
+    the legend says how many.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.5, 3), layout="constrained")
         axes = figure.subplots()
         for (name, values), style in zip(lines, cycle(("-", "--", ":", "-.")), strict=False):
-            axes.plot(np.arange(1, len(values) + 1), values, style, label=name)
-        axes.set(title="spectrum", xlabel="singular value, largest first", ylabel="over the largest", yscale="log")
+            kept = values[values > NEGLIGIBLE]
+            label = f"{short(name, 40)}, {len(kept)} of {len(values)} above {NEGLIGIBLE:g}"
+            axes.plot(np.arange(1, len(kept) + 1), kept, style, label=label)
+        axes.set(title="spectrum", xlabel="number of the singular value", ylabel="share of the largest", yscale="log")
         axes.legend()
     return figure
 
 
 def group_intervals(panels: Sequence[Mapping[str, Any]]) -> Figure:
-    """Each group's runs as dots, its mean and 95 % interval as a bar; one panel a block, best group on top.
+    """Each group's runs as dots, its mean and 95 % interval as a bar; one panel per block, best group on top.
 
-    A panel has `title`, `label` of its axis, and `points`: (group, mean, (low, high), values of the runs).
+    A panel has `title` and `label` (of its axis, with the unit), and `points`: (group, mean, (low, high), values of the
+    runs).
     """
     with mpl.rc_context(STYLE):
         tallest = max(len(panel["points"]) for panel in panels)
         columns = min(len(panels), 3)
         lines = -(-len(panels) // columns)
-        figure = Figure(figsize=(1.2 + 3.1 * columns, lines * (1.0 + 0.3 * tallest)), layout="constrained")
+        longest = max(len(short(point[0], 40)) for panel in panels for point in panel["points"])
+        width = 3.1 + 0.065 * longest
+        figure = Figure(figsize=(width * columns, lines * (1.0 + 0.3 * tallest)), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False)
         for axis, panel in zip(axes.flat, panels, strict=False):
             for row, (_, mean, (low, high), values) in enumerate(panel["points"]):
                 axis.plot(values, [row] * len(values), "o", color=GREY, markersize=3, alpha=0.8)
                 axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], fmt="o", color=BLUE, capsize=3)
-            axis.set_yticks(range(len(panel["points"])), [point[0] for point in panel["points"]])
-            axis.invert_yaxis()
+            axis.set_yticks(range(len(panel["points"])), [short(point[0], 40) for point in panel["points"]])
+            axis.set_ylim(len(panel["points"]) - 0.4, -0.6)  # whole rows, the first on top
             axis.set(title=panel["title"], xlabel=panel["label"])
         for axis in list(axes.flat)[len(panels) :]:
             axis.set_visible(False)

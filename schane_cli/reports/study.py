@@ -10,7 +10,7 @@ from schane_cli.commands.study_file import StudyFile, study_recipe
 from schane_cli.errors import BadRequest
 from schane_cli.metrics.classification import better_is_lower
 from schane_cli.reports.compare import write_comparison
-from schane_cli.reports.html import html_table, page, paragraph, section
+from schane_cli.reports.pages import write_page
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
@@ -68,11 +68,10 @@ def _search_report(file: StudyFile, summary: Mapping[str, Any], folder: Path, te
         for trial in scored
     ]
     note = f"Each value is a mean over seeds {file.seeds}; the best of many draws is optimistic: score it on test once."
-    content = page(folder.name, [section("Trials, best first", html_table(columns, rows), paragraph(note, "note"))])
-    RunFolder(folder).page.write_text(content)
+    page = write_page(folder, "study", title=folder.name, columns=columns, rows=rows, note=note)
     terminal.table(figures_table(f"{folder.name}: best of {len(done)}", rows[:10], columns))
     terminal.say(note)
-    terminal.say(f"report: {RunFolder(folder).page}")
+    terminal.say(f"report: {page}")
 
 
 def _mean(trial: Mapping[str, Any], metric: str) -> float:

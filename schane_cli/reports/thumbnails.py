@@ -1,7 +1,6 @@
 """Small pictures of many images in one sheet, so that a page of ten thousand points carries them all."""
 
 import io
-from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +23,10 @@ class Sheet:
     side: int
     columns: int
 
-    def css(self) -> str:
-        """The rule of class `thumb`: an element with --x and --y (column and row) shows that thumbnail at --size."""
-        edges = "pixelated" if self.side <= SMALL else "auto"
-        return (
-            f".thumb{{background-image:url(data:image/webp;base64,{b64encode(self.webp).decode()});"
-            f"background-size:calc(var(--size)*{self.columns}) auto;image-rendering:{edges}}}"
-        )
+    @property
+    def edges(self) -> str:
+        """CSS image-rendering: hard edges for images of few pixels."""
+        return "pixelated" if self.side <= SMALL else "auto"
 
 
 def sheet(images: ImageSet, advance: Callable[[], None] = lambda: None) -> Sheet:

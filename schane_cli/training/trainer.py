@@ -39,6 +39,7 @@ from schane_cli.training.state import Parts, collect, put_back
 from schane_cli.training.trackers import Trackers, check_trackers
 
 LOG_EVERY_STEPS = 50
+FEWEST_POINTS = 20  # of a learning curve: a short run logs more often
 SAVE_EVERY_SECONDS = 600.0
 
 
@@ -320,7 +321,8 @@ class Trainer:
         wait = self._wait_percent(step_seconds)
         parts = f"con {figures['contrastive']:.3f} ce {figures['cross_entropy']:.3f}"
         task.advance(1, f"{rate:.0f} img/s wait {wait:.0f}% {parts} val {max(self.best['val_accuracy'], 0):.1%}")
-        if rank() == 0 and (self.step % LOG_EVERY_STEPS == 0 or self.step == 1):
+        every = min(LOG_EVERY_STEPS, max(1, self.sampler.total_steps // FEWEST_POINTS))
+        if rank() == 0 and (self.step % every == 0 or self.step == 1):
             self._log(
                 "step",
                 step=self.step,
