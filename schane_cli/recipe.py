@@ -30,7 +30,7 @@ class _Section(BaseModel):
 class DataRecipe(_Section):
     """Which images, how they are split, how they are read."""
 
-    dataset: str = Field("digits", description="dataset name, folder:/path, csv:/path, hfds/name or wds/path")
+    dataset: str = Field("digits", description="dataset name, folder:PATH, csv:FILE, hfds:NAME or wds:PATH")
     root: Path = Field(Path("~/.cache/schane/data"), description="folder that holds the datasets")
     image_size: int = Field(224, ge=8, description="side of the square input, pixels")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out for model selection if no val")
@@ -38,7 +38,13 @@ class DataRecipe(_Section):
     split_seed: int = Field(0, ge=0, description="seed of the splits made by the two fractions")
     train_per_class: int | None = Field(None, ge=1, description="train on only this many images of each class")
     train_on: Literal["train", "trainval"] = Field("train", description="trainval adds the val images to train")
-    workers: int = Field(-1, ge=-1, description="loader processes; -1 chooses by cores and devices")
+    workers: int = Field(-1, ge=-1, le=256, description="loader processes; -1 chooses by cores and devices")
+    image_column: str | None = Field(None, description="column of the images in csv: and hfds:, if called otherwise")
+    label_column: str | None = Field(None, description="column of the labels in csv: and hfds:, if called otherwise")
+    exclude: Path | None = Field(None, description="CSV with a column path: images to leave out, as data check writes")
+    relabel: Path | None = Field(None, description="CSV with columns path and label: images to give another class")
+    broken: Literal["stop", "leave_out"] = Field("stop", description="what to do about images that cannot be read")
+    leave_out_shared: bool = Field(False, description="leave out of train the images that val or test hold too")
 
 
 class AugmentRecipe(_Section):

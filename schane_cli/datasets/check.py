@@ -40,16 +40,17 @@ def check(name: str, root: Path, terminal: Terminal, *, sample: int | None = 500
     Raises:
         BadRequest: unknown, missing or incomplete dataset.
     """
-    parts = source_parts(name, root)
+    recipe = DataRecipe(dataset=name, root=root)
+    parts = source_parts(recipe)
     verdict = Verdict(name, {split: _counts(part) for split, part in parts.items()}, 0)
     if name in DATASETS:
         _compare_counts(name, parts, verdict)
     fewshot = name in DATASETS and DATASETS[name].fewshot
     if fewshot:
         _compare_classes(parts, verdict)
-        final = parts
+        final: dict[str, ImageSet] = parts
     else:
-        splits = complete(parts, DataRecipe(dataset=name, root=root), [])
+        splits = complete(parts, recipe, [])
         final = {"train": splits.train, "val": splits.val, "test": splits.test}
         verdict.splits = {split: _counts(part) for split, part in final.items()}
     for split, part in final.items():

@@ -10,7 +10,9 @@ import numpy as np
 from schane_cli.datasets.catalog import class_list
 from schane_cli.datasets.folders import class_folder_set
 from schane_cli.errors import BadRequest
-from schane_cli.images.imageset import ImageSet, Names, decode
+from schane_cli.images.decode import decode
+from schane_cli.images.imageset import ImageSet, Names
+from schane_cli.images.memory import in_memory_if_small
 
 _MISSPELT = {"cra": "crab"}  # Hugging Face's class 26
 _SPLITS = ("train", "test")
@@ -63,7 +65,7 @@ def _from_archive(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _from_folders(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    part = class_folder_set("cifar100", split, folder / split, below=folder)
+    part, _ = in_memory_if_small(class_folder_set("cifar100", split, folder / split, below=folder))
     index = {name: label for label, name in enumerate(class_list("cifar100")["all"])}
     class_names = [_MISSPELT.get(name, name) for name in part.class_names]
     unknown = [name for name in class_names if name not in index]

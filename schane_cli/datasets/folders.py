@@ -1,161 +1,170 @@
-"""Image files into image sets: class folders, lists of files, and CSV files of path and label."""
+"""Image files into image sets: class folders, and lists of files."""
 
-import csv
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from schane_cli.datasets.listing import (
+    Listing,
+    holds_class_folders,
+    holds_images,
+    list_images,
+    present_files,
+    skipped_note,
+    total,
+    visible_folders,
+)
+from schane_cli.datasets.parts import Parts
+from schane_cli.datasets.split_names import SPLITS, choose_splits, split_of, splits_in
 from schane_cli.errors import BadRequest
-from schane_cli.images.imageset import IMAGE_SUFFIXES, Files, ImageSet, Names, decode_if_small
-
-SPLIT_NAMES = ("train", "val", "test")
+from schane_cli.images.decode import image_suffixes, printable
+from schane_cli.images.imageset import Files, ImageSet, Names
 
 
 def listed_set(
     dataset: str, split: str, folder: Path, names: Sequence[str], labels: Iterable[int], class_names: Sequence[str]
 ) -> ImageSet:
     """The files `names` below `folder`, all of which must be there; BadRequest names one that is not."""
-    require_files(folder, names)
-    files = Files(folder, Names(names))
     values = np.fromiter(labels, dtype=np.int64, count=len(names))
-    return ImageSet(dataset, split, decode_if_small(files), values, tuple(class_names), files.names)
+    return file_set(dataset, split, folder, present_files(folder, names), values, class_names)
 
 
-def require_files(folder: Path, names: Sequence[str]) -> None:
-    """Every listed file exists. Folders are listed once each, since asking for a million files takes minutes."""
-    present: dict[str, set[str]] = {}
-    lacking = []
-    for name in names:
-        parent, _, file = name.rpartition("/")
-        if parent not in present:
-            place = folder / parent
-            present[parent] = set(os.listdir(place)) if place.is_dir() else set()
-        if file not in present[parent]:
-            lacking.append(name)
-    if lacking:
-        raise BadRequest(
-            f"{folder / lacking[0]} is missing, as are {len(lacking) - 1} more of {len(names)} listed files"
-        )
+def file_set(
+    dataset: str, split: str, base: Path, names: Sequence[str], labels: np.ndarray, class_names: Sequence[str]
+) -> ImageSet:
+    """Files below a base folder as an image set; nothing is read."""
+    files = Files(base, Names(names))
+    shown = tuple(printable(name) for name in class_names)
+    return ImageSet(dataset, split, files, labels, shown, files.names.printable())
 
 
 def class_folder_set(
     dataset: str, split: str, folder: Path, *, below: Path | None = None, only: Sequence[str] | None = None
 ) -> ImageSet:
-    """One class a sub-folder of `folder`, in alphabetical order; files are found at any depth.
+    """One class per sub-folder of `folder`, in alphabetical order; files are read from any depth below it.
 
     `below` is the folder that the images' ids are relative to (default `folder`); `only` restricts the classes.
 
     Raises:
-        BadRequest: fewer than two class folders, one without images or not there, an unreadable image.
+        BadRequest: fewer than two class folders, or one without images or not there.
     """
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return _class_folders(dataset, split, folder, below=below, only=only)[0]
+
+
+def _class_folders(
+    dataset: str, split: str, folder: Path, *, below: Path | None = None, only: Sequence[str] | None = None
+) -> tuple[ImageSet, "Counter[str]"]:
+    """As `class_folder_set`, and what it skipped."""
+    classes = visible_folders(folder)
     if only is not None:
-        lacking = sorted(set(only) - set(classes))
-        if lacking:
-            raise BadRequest(f"class folder {folder / lacking[0]} is missing, as are {len(lacking) - 1} more")
+        missing = sorted(set(only) - set(classes))
+        if missing:
+            raise BadRequest(f"class folder {folder / missing[0]} is missing, as are {len(missing) - 1} more")
         classes = list(only)
     if len(classes) < 2:
         raise BadRequest(f"{folder} needs at least two class folders, found {len(classes)}")
     base = below or folder
-    names: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = images_below(folder / name, base)
-        if not found:
-            raise BadRequest(f"class folder {folder / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        names += found
-        labels += [label] * len(found)
-    files = Files(base, Names(names))
-    return ImageSet(dataset, split, decode_if_small(files), np.array(labels), tuple(classes), files.names)
+    listings = [list_images(folder / name, base) for name in classes]
+    for name, listing in zip(classes, listings, strict=True):
+        if not listing.names:
+            raise BadRequest(f"class folder {printable(str(folder / name))} holds no images{_instead(listing)}")
+    names = [name for listing in listings for name in listing.names]
+    labels = np.repeat(np.arange(len(classes)), [len(listing.names) for listing in listings])
+    return file_set(dataset, split, base, names, labels, classes), total(listings)
 
 
-def images_below(folder: Path, base: Path) -> list[str]:
-    """Paths, relative to `base`, of the image files in `folder` and below, in alphabetical order."""
-    found: list[str] = []
-    for place, _, files in os.walk(folder):
-        prefix = os.path.relpath(place, base).replace(os.sep, "/")
-        found += [f"{prefix}/{file}" for file in files if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES]
-    return sorted(name for name in found if not name.rpartition("/")[2].startswith("."))
+def _instead(listing: Listing) -> str:
+    if listing.skipped:
+        return f": {'; '.join(skipped_note(listing.skipped, 'it'))}"
+    return f" ({', '.join(sorted(image_suffixes()))})"
 
 
-def folder_parts(dataset: str, folder: Path) -> dict[str, ImageSet]:
-    """Class folders under train/ [val/] [test/], or class folders alone (`all`)."""
-    if not folder.is_dir():
-        raise BadRequest(f"dataset folder {folder} does not exist")
-    present = [name for name in SPLIT_NAMES if (folder / name).is_dir()]
-    if "train" not in present:
-        if present:
-            raise BadRequest(f"{folder} has {' and '.join(present)} but no train folder")
-        return {"all": class_folder_set(dataset, "all", folder)}
-    parts = {name: class_folder_set(dataset, name, folder / name, below=folder) for name in present}
-    for name, part in parts.items():
-        if part.class_names != parts["train"].class_names:
-            other = sorted(set(part.class_names) ^ set(parts["train"].class_names))[:3]
-            raise BadRequest(f"{folder / name} and {folder / 'train'} differ in their classes: {', '.join(other)}")
-    return parts
-
-
-def csv_parts(dataset: str, file: Path) -> dict[str, ImageSet]:
-    """Images listed in a CSV of path,label[,split] with a header; paths are relative to the file's folder.
+def folder_parts(dataset: str, folder: Path) -> Parts:
+    """Class folders below a folder for each split, whatever its case and wording, or class folders alone (`all`).
 
     Raises:
-        BadRequest: no such file, a column that lacks, a row of another length, an image named twice, an unknown
-            split, a class of val or test that train lacks, a file that is missing.
+        BadRequest: no such folder, splits that cannot be told apart or are not parted into classes, classes that
+            differ between splits.
     """
-    rows = read_csv(file, ("path", "label"))
-    seen: dict[str, int] = {}
-    for number, row in enumerate(rows, 2):
-        row["path"] = os.path.normpath(row["path"]).replace(os.sep, "/")
-        if row["path"] in seen:
-            raise BadRequest(f"{file} line {number} names {row['path']} again; line {seen[row['path']]} did")
-        if row.get("split", "train") not in SPLIT_NAMES:
-            raise BadRequest(f"{file} line {number}: unknown split {row['split']!r}; allowed: train, val, test")
-        seen[row["path"]] = number
-    class_names = sorted({row["label"] for row in rows})
-    if len(class_names) < 2:
-        raise BadRequest(f"{file} needs at least two labels, found {len(class_names)}")
-    label_of = {name: label for label, name in enumerate(class_names)}
-    splits = SPLIT_NAMES if "split" in rows[0] else ("all",)
-    parts = {}
-    for split in splits:
-        chosen = [row for row in rows if row.get("split", "all") == split]
-        if chosen:
-            labels = [label_of[row["label"]] for row in chosen]
-            parts[split] = listed_set(dataset, split, file.parent, [r["path"] for r in chosen], labels, class_names)
-    _require_trained_classes(file, parts, class_names)
+    if not folder.is_dir():
+        raise BadRequest(f"dataset folder {folder} does not exist")
+    inner = _unwrapped(folder)
+    notes = [] if inner == folder else [f"reading {printable(str(inner))}, all that {folder} holds"]
+    folder, names = inner, visible_folders(inner)
+    split_like = [name for name in names if splits_in(name)]
+    of_classes = [name for name in split_like if holds_class_folders(folder / name)]
+    chosen, remarks = choose_splits(of_classes, str(folder))
+    if "train" not in chosen:
+        return _without_splits(dataset, folder, names, split_like, chosen, notes + remarks)
+    flat, flat_remarks = choose_splits(
+        [name for name in split_like if name not in of_classes and split_of(name) not in chosen], str(folder)
+    )
+    others = sorted(set(names) - {*chosen.values(), *flat.values()} - set(of_classes))
+    if others:
+        shown = ", ".join(printable(name) for name in others[:5]) + (", …" if len(others) > 5 else "")
+        remarks.append(f"folders beside {chosen['train']} that are not read, since no split is called so: {shown}")
+    return _split_parts(dataset, folder, chosen, flat, [*notes, *remarks, *flat_remarks])
+
+
+def _unwrapped(folder: Path) -> Path:
+    """The folder itself, or what lies in it where it holds one folder of folders and no picture."""
+    while True:
+        names = visible_folders(folder)
+        if len(names) != 1 or holds_images(folder) or not holds_class_folders(folder / names[0]):
+            return folder
+        folder = folder / names[0]
+
+
+def _without_splits(
+    dataset: str, folder: Path, names: list[str], split_like: list[str], chosen: dict[str, str], notes: list[str]
+) -> Parts:
+    """Class folders alone; those called like a split are classes only beside others and where one split is meant."""
+    if chosen:
+        raise BadRequest(f"{folder} has {' and '.join(chosen.values())} but no train folder")
+    if split_like and (len(split_like) > 1 or set(split_like) == set(names)):
+        raise BadRequest(
+            f"{folder} has folders {', '.join(map(repr, split_like))}, which look like splits, but no folder per "
+            "class lies in them; put the images into a folder per class in each, or rename the folders if they are "
+            "classes"
+        )
+    notes += [f"folder {name!r} looks like a split but holds images itself: read as a class" for name in split_like]
+    whole, skipped = _class_folders(dataset, "all", folder)
+    return Parts({"all": whole}, [*notes, *skipped_note(skipped, str(folder))])
+
+
+def _split_parts(dataset: str, folder: Path, chosen: dict[str, str], flat: dict[str, str], notes: list[str]) -> Parts:
+    """One image set per split folder; `flat` are split folders of images without class folders."""
+    parts, skipped = Parts(), Counter[str]()
+    for split in (split for split in SPLITS if split in chosen):
+        place = _unwrapped_split(folder / chosen[split])
+        if split != "train" and (unlabelled := _only_unlabelled(place, parts["train"].class_names)):
+            flat[split] = unlabelled
+            continue
+        parts[split], more = _class_folders(dataset, split, place, below=folder)
+        skipped += more
+        if parts[split].class_names != parts["train"].class_names:
+            other = sorted(set(parts[split].class_names) ^ set(parts["train"].class_names))[:3]
+            raise BadRequest(
+                f"{folder / chosen[split]} and {folder / chosen['train']} differ in their classes: {', '.join(other)}"
+            )
+    parts.notes += [*notes, *skipped_note(skipped, str(folder))]
+    for split, name in flat.items():
+        parts.without_labels(split, f"images of folder {name!r} lie in no class folders")
     return parts
 
 
-def _require_trained_classes(file: Path, parts: dict[str, ImageSet], class_names: list[str]) -> None:
-    if "all" in parts:
-        return
-    if "train" not in parts:
-        raise BadRequest(f"{file} lists no image of split train")
-    lacking = set(range(len(class_names))) - set(parts["train"].labels.tolist())
-    if lacking:
-        raise BadRequest(f"{file}: class {class_names[min(lacking)]!r} has no image in train")
+def _unwrapped_split(folder: Path) -> Path:
+    """Kaggle's `seg_train/seg_train`: a split folder that holds one folder, which holds the class folders."""
+    names = visible_folders(folder)
+    return folder / names[0] if len(names) == 1 and holds_class_folders(folder / names[0]) else folder
 
 
-def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV with a header that names at least `columns`; BadRequest with file and line otherwise."""
-    try:
-        with file.open(newline="", encoding="utf-8") as handle:
-            reader = csv.DictReader(handle, skipinitialspace=True)
-            rows, header = list(reader), list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadRequest(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    lacking = [name for name in columns if name not in header]
-    if lacking:
-        raise BadRequest(f"{file} has no column {lacking[0]!r}; its first line must be {','.join(columns)}")
-    if not rows:
-        raise BadRequest(f"{file} lists no images")
-    for number, row in enumerate(rows, 2):
-        if None in row or None in row.values():
-            raise BadRequest(f"{file} line {number} has not the {len(header)} fields of the header")
-    return rows
+def _only_unlabelled(folder: Path, class_names: Sequence[str]) -> str | None:
+    """The folder's name where all its images lie in one sub-folder that is no class of train: Keras' test/unknown."""
+    names = visible_folders(folder)
+    return f"{folder.name}/{names[0]}" if len(names) == 1 and names[0] not in class_names else None
 
 
 def read_table(file: Path, fields: int) -> list[list[str]]:

@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 from schane_cli.datasets.catalog import class_list
-from schane_cli.datasets.folders import class_folder_set, images_below, listed_set, read_csv
+from schane_cli.datasets.folders import class_folder_set, listed_set
+from schane_cli.datasets.listing import list_images
+from schane_cli.datasets.tables import read_csv
 from schane_cli.errors import BadRequest
 from schane_cli.images.imageset import ImageSet
 
@@ -58,8 +60,8 @@ def _imagenet_names(train: Path, file: Path, rows: list[dict[str, str]]) -> list
     for number, row in enumerate(rows, 2):
         label, name = row["label"], row["filename"]
         if label not in by_class:
-            found = images_below(train / label, train)
-            by_class[label] = sorted(found, key=lambda path: int(re.findall(r"\d+", path)[-1]))
+            images = list_images(train / label, train).names if (train / label).is_dir() else []
+            by_class[label] = sorted(images, key=lambda path: int(re.findall(r"\d+", path)[-1]))
         match = _RAVI_NAME.fullmatch(name)
         if match is None:
             names.append(f"{label}/{name}")

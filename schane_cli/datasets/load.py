@@ -3,22 +3,27 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
-from schane_cli.datasets import cifar, imagenet
-from schane_cli.datasets.catalog import DATASETS, find_dataset, require_ready
-from schane_cli.datasets.containers import huggingface_parts, webdataset_parts
-from schane_cli.datasets.folders import csv_parts, folder_parts
-from schane_cli.datasets.readers import READERS
+from schane_cli.datasets import imagenet
+from schane_cli.datasets.catalog import DATASETS
+from schane_cli.datasets.corrections import corrected
+from schane_cli.datasets.parts import Parts
+from schane_cli.datasets.sources import read_source
 from schane_cli.errors import BadRequest
-from schane_cli.images.imageset import ImageSet, read_image
+from schane_cli.images.content import shared_between, unread_count, with_content, without_shared
+from schane_cli.images.decode import read_image
+from schane_cli.images.imageset import ImageSet
+from schane_cli.images.memory import in_memory_if_small
 from schane_cli.images.splits import FewshotSplits, Splits, complete, cut_train, fewshot_splits
 from schane_cli.recipe import DataRecipe
+from schane_cli.terminal import Terminal
 
 __all__ = [
     "FewshotSplits",
     "ImageSet",
     "Splits",
+    "listed_parts",
     "load_fewshot_splits",
     "load_splits",
     "read_image",
@@ -27,7 +32,8 @@ __all__ = [
 ]
 
 _CIFAR_SPLIT_IMAGES = 600
-_kept: dict[tuple[str, Path], dict[str, ImageSet]] | None = None  # the last source read, inside reading_once
+_READ_BY = ("dataset", "root", "image_column", "label_column", "exclude", "relabel", "broken")
+_kept: dict[tuple[Any, ...], Parts] | None = None  # the last source read, inside reading_once
 
 
 @contextmanager
@@ -52,14 +58,42 @@ def load_splits(recipe: DataRecipe) -> Splits:
             f"{recipe.dataset} is a few-shot dataset, whose splits share no class; use `schane fewshot --dataset "
             f"{recipe.dataset}`"
         )
-    splits = complete(source_parts(recipe.dataset, recipe.root), recipe, _official(recipe.dataset))
+    parts = source_parts(recipe)
+    notes = [*parts.notes, *_official(recipe.dataset)]
+    if recipe.leave_out_shared:
+        parts = _without_shared(parts, notes)
+    splits = complete(parts, recipe, notes)
+    splits.notes.extend(_shared_notes({"train": splits.train, "val": splits.val, "test": splits.test}))
+    splits = replace(splits, left_out=parts.left_out)
     if recipe.train_per_class is not None:
         splits = replace(splits, train=cut_train(splits.train, recipe.train_per_class, recipe.split_seed))
-        splits.notes.append(f"train cut to {recipe.train_per_class} images a class by seed {recipe.split_seed}")
+        splits.notes.append(f"train cut to {recipe.train_per_class} images per class by seed {recipe.split_seed}")
     if recipe.train_on == "trainval":
         splits.notes.append("TRAINED ON TRAIN + VAL: the val figures are not held out")
         splits = replace(splits, train=splits.train.joined(splits.val, "trainval"))
     return splits
+
+
+def _without_shared(parts: Parts, notes: list[str]) -> Parts:
+    """The parts, with train rid of the images that the source puts into val or test too."""
+    others = [part for split, part in parts.items() if split in {"val", "test"}]
+    if "train" not in parts or not others:
+        return parts
+    kept = Parts(parts, parts.notes[len(parts.notes) :])
+    kept["train"], kept.left_out = without_shared(parts["train"], others), parts.left_out
+    count = len(parts["train"]) - len(kept["train"])
+    notes.append(f"{count:,} images left out of train, since val or test hold them too (data.leave_out_shared)")
+    return kept
+
+
+def _shared_notes(splits: dict[str, ImageSet]) -> list[str]:
+    """A sentence for each two splits that hold equal images: the source put them there."""
+    notes = []
+    for (one, other), pairs in shared_between(splits).items():
+        first, second = splits[one].ids[pairs[0][0]], splits[other].ids[pairs[0][1]]
+        advice = "; --set data.leave_out_shared=true leaves such out of train" if one == "train" else ""
+        notes.append(f"SHARED: {len(pairs):,} images of {other} are also in {one}, as {second} = {first}{advice}")
+    return notes
 
 
 def _official(name: str) -> list[str]:
@@ -68,46 +102,45 @@ def _official(name: str) -> list[str]:
     return ["test: the official val split, whose labels alone are public"] if is_val else []
 
 
-def source_parts(name: str, root: Path) -> dict[str, ImageSet]:
-    """The image sets of a dataset as its source splits them: some of train, val and test, or `all`.
+def source_parts(recipe: DataRecipe) -> Parts:
+    """The image sets of a dataset as its source splits them (some of train, val and test, or `all`), ready to use.
+
+    Small sets are decoded; images are numbered by content, so that equal ones are known.
 
     Raises:
-        BadRequest: unknown, missing or incomplete, or files that contradict each other.
+        BadRequest: unknown, missing or incomplete, files that contradict each other, images that cannot be read.
     """
     if _kept is None:
-        return _read_source(name, root)
-    if (name, root) not in _kept:
+        return _read(recipe)
+    key = tuple(getattr(recipe, name) for name in _READ_BY)
+    if key not in _kept:
         _kept.clear()  # two sources at once would take twice the memory
-        _kept[name, root] = _read_source(name, root)
-    return _kept[name, root]
+        _kept[key] = _read(recipe)
+    return _kept[key]
 
 
-def _read_source(name: str, root: Path) -> dict[str, ImageSet]:
-    for prefix, reader in (("folder:", folder_parts), ("csv:", csv_parts), ("wds/", webdataset_parts)):
-        if name.startswith(prefix):
-            return reader(name, Path(name.removeprefix(prefix)).expanduser())
-    if name.startswith("hfds/"):
-        return huggingface_parts(name, root)
-    dataset = find_dataset(name)
-    folder = dataset.folder(root)
-    if name == "cifar100":
-        return cifar.cifar100(_cifar_folder(root))
-    require_ready(dataset, root)
-    if not dataset.fewshot:
-        return READERS[name](folder)
-    if dataset.over == "cifar100":
-        return cifar.fewshot_parts(_cifar_folder(root), name)
-    below = DATASETS["imagenet1k"].folder(root)
-    return imagenet.miniimagenet(folder, below) if name == "miniimagenet" else imagenet.tieredimagenet(below)
+def listed_parts(recipe: DataRecipe) -> Parts:
+    """As `source_parts`, but with files left unread where the source allows, whether or not they can be read."""
+    return corrected(Parts(read_source(recipe)), recipe)
 
 
-def _cifar_folder(root: Path) -> Path:
-    """`<root>/cifar100`, or the root itself where torchvision has put its archive straight into it."""
-    place = root.expanduser()
-    if (place / "cifar-100-python").is_dir():
-        return place
-    require_ready(DATASETS["cifar100"], root)
-    return DATASETS["cifar100"].folder(root)
+def _read(recipe: DataRecipe) -> Parts:
+    parts = listed_parts(recipe)
+    left_out: list[str] = []
+    for split, part in parts.items():
+        parts[split], broken = in_memory_if_small(part, leave_out=recipe.broken == "leave_out")
+        left_out += broken
+    if left_out:
+        parts.notes.append(f"{len(left_out):,} images left out since they cannot be read, such as {left_out[0]}")
+    parts.left_out = len(left_out)
+    parts.update(numbered(parts))
+    return parts
+
+
+def numbered(parts: dict[str, ImageSet]) -> dict[str, ImageSet]:
+    """The image sets with their `content` numbers, with a progress bar for those that are not in memory."""
+    with Terminal(json=True).task("comparing images", sum(map(len, parts.values())), unit="img") as task:
+        return with_content(parts, task.advance if unread_count(parts) else lambda _: None)
 
 
 def load_fewshot_splits(recipe: DataRecipe) -> FewshotSplits:
@@ -118,12 +151,13 @@ def load_fewshot_splits(recipe: DataRecipe) -> FewshotSplits:
     Raises:
         BadRequest: unknown dataset, files missing, too few classes or images.
     """
-    parts = source_parts(recipe.dataset, recipe.root)
+    parts = source_parts(recipe)
     if recipe.dataset not in DATASETS or not DATASETS[recipe.dataset].fewshot:
-        return fewshot_splits(_split_by_class(recipe.dataset, parts), recipe, [])
+        return fewshot_splits(_split_by_class(recipe.dataset, parts), recipe, parts.notes)
     warning = imagenet.unlike_ravi(parts) if recipe.dataset == "miniimagenet" else None
     expected = None if recipe.dataset == "tieredimagenet" else _CIFAR_SPLIT_IMAGES
-    return fewshot_splits(parts, recipe, [warning] if warning else [], expected=expected)
+    notes = [*parts.notes, *([warning] if warning else [])]
+    return fewshot_splits(parts, recipe, notes, expected=expected)
 
 
 def _split_by_class(name: str, parts: dict[str, ImageSet]) -> dict[str, ImageSet]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from schane_cli.datasets.folders import class_folder_set, images_below, listed_set, read_table
+from schane_cli.datasets.folders import class_folder_set, file_set, listed_set, read_table
+from schane_cli.datasets.listing import list_images
 from schane_cli.errors import BadRequest
-from schane_cli.images.imageset import Files, ImageSet, Names, decode_if_small
+from schane_cli.images.imageset import ImageSet, Names
 
 Parts = dict[str, ImageSet]
 
@@ -64,14 +65,12 @@ def caltech256(folder: Path) -> Parts:
     classes = sorted(path.name for path in base.iterdir() if path.is_dir())
     names, labels = [], []
     for label, name in enumerate(classes):
-        found = [image for image in images_below(base / name, base) if image.count("/") == 1]
-        if not found:
+        images = [image for image in list_images(base / name, base).names if image.count("/") == 1]
+        if not images:
             raise BadRequest(f"class folder {base / name} holds no images")
-        names += found
-        labels += [label] * len(found)
-    files = Files(base, Names(names))
-    whole = ImageSet("caltech256", "all", decode_if_small(files), np.array(labels), tuple(classes), files.names)
-    return {"all": whole}
+        names += images
+        labels += [label] * len(images)
+    return {"all": file_set("caltech256", "all", base, names, np.array(labels), classes)}
 
 
 def flowers102(folder: Path) -> Parts:

@@ -1,31 +1,27 @@
 """Labelled images: decoded in memory where the set is small, as files where it is large."""
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 import torch
-from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
-from schane_cli.errors import BadRequest
+from schane_cli.images.decode import decode, printable, read_image
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-IN_MEMORY_BYTES = 2**30  # sets whose decoded images take less are decoded once, up front
-_PEEK = 256  # image headers read to estimate what a set takes decoded
-_DECODE_THREADS = 4
+SAMPLE_BYTES = 2048
+_STRIP = 64  # of an image that is longer than so many times its width the middle is kept
 
 
 class Names(Sequence[str]):
     """n strings in one array of bytes: a million of them cost what they weigh, and worker processes share them."""
 
     def __init__(self, names: "Iterable[str] | np.ndarray") -> None:
-        self._bytes = names if isinstance(names, np.ndarray) else np.array([name.encode() for name in names], dtype="S")
+        if not isinstance(names, np.ndarray):
+            names = np.array([name.encode("utf-8", "surrogateescape") for name in names], dtype="S")
+        self._bytes = names
 
     def __len__(self) -> int:
         return len(self._bytes)
@@ -37,10 +33,10 @@ class Names(Sequence[str]):
     def __getitem__(self, index: int | slice) -> "str | Names":
         if isinstance(index, slice):
             return Names(self._bytes[index])
-        return bytes(self._bytes[index]).decode()
+        return bytes(self._bytes[index]).decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        return (bytes(name).decode() for name in self._bytes)
+        return (bytes(name).decode("utf-8", "surrogateescape") for name in self._bytes)
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
         return np.array(list(self), dtype=object)
@@ -53,6 +49,14 @@ class Names(Sequence[str]):
     def take(self, indices: np.ndarray) -> "Names":
         """The names at `indices`."""
         return Names(self._bytes[indices])
+
+    def printable(self) -> "Names":
+        """The same names, with bytes that are not UTF-8 written as \\xe9."""
+        try:
+            b"\n".join(self._bytes.tolist()).decode()
+        except UnicodeDecodeError:
+            return Names(printable(name) for name in self)
+        return self
 
     def joined(self, other: "Names") -> "Names":
         """These names, then the other's."""
@@ -103,9 +107,26 @@ class Stored(Sequence[bytes]):
             return Stored(self.fetch, self.indices[index], self.stamp)
         return self.fetch(int(self.indices[index]))
 
+    def sample(self, index: int) -> bytes:
+        """A few kilobytes that stand for image `index`: its length and bytes from its middle and its end."""
+        own = getattr(self.fetch, "sample", None)
+        return own(int(self.indices[index])) if own is not None else sample_of(self[index])
+
     def take(self, indices: np.ndarray) -> "Stored":
         """The images at `indices`."""
         return Stored(self.fetch, self.indices[indices], self.stamp)
+
+
+def sample_of(data: bytes) -> bytes:
+    """The length of `data`, and bytes from its middle and its end."""
+    size = len(data)
+    middle, tail = sample_places(size)
+    return size.to_bytes(8, "big") + data[middle : middle + SAMPLE_BYTES] + data[tail:]
+
+
+def sample_places(size: int) -> tuple[int, int]:
+    """Where the two pieces of a sample of `size` bytes begin."""
+    return max(size // 2 - SAMPLE_BYTES // 2, 0), max(size - SAMPLE_BYTES, 0)
 
 
 Images = np.ndarray | Files | Stored | list[np.ndarray] | list[Path]
@@ -117,7 +138,8 @@ class ImageSet:
 
     `images[i]` is either a uint8 array (H, W, 3) or the path of an image file (`images` is one array (n, H, W, 3)
     where all are of one size); `labels` is int64 (n,) into `class_names`; `ids[i]` names the image for reports, by
-    its path below the dataset's folder or as `digits/0012`.
+    its path below the dataset's folder or as `digits/0012`. `content` is uint64 (n,), a hash of each image's content
+    (see `content.with_content`), or None where it has not been asked for.
     """
 
     dataset: str
@@ -126,24 +148,38 @@ class ImageSet:
     labels: np.ndarray
     class_names: tuple[str, ...]
     ids: Sequence[str]
+    content: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> torch.Tensor:
-        """Image `index` as uint8 (3, H, W)."""
+        """Image `index` as uint8 (3, H, W); of a strip more than 64 times as long as it is wide, the middle."""
         image = self.images[index]
         if isinstance(image, Path):
             image = read_image(image)
         elif isinstance(image, bytes):
-            image = decode(image, self.ids[index])
+            image = decode(image, f"{self.ids[index]} of {self.dataset}")
+        height, width = image.shape[:2]
+        if max(height, width) > _STRIP * min(height, width):
+            image = _middle_of_strip(image)
         return torch.from_numpy(image).permute(2, 0, 1)
 
     def subset(self, indices: np.ndarray, split: str) -> "ImageSet":
         """The images at `indices`, under the name `split`."""
         indices = np.asarray(indices, dtype=np.int64)
         ids = self.ids.take(indices) if isinstance(self.ids, Names) else tuple(self.ids[i] for i in indices)
-        return replace(self, split=split, images=_take(self.images, indices), labels=self.labels[indices], ids=ids)
+        content = None if self.content is None else self.content[indices]
+        images = _take(self.images, indices)
+        return replace(self, split=split, images=images, labels=self.labels[indices], ids=ids, content=content)
+
+    def renamed(self, split: str) -> "ImageSet":
+        """The same images under another split's name."""
+        return replace(self, split=split)
+
+    def relabelled(self, labels: np.ndarray) -> "ImageSet":
+        """The same images with other labels, int64 (n,) into the same class names."""
+        return replace(self, labels=labels)
 
     def only_classes(self, classes: Sequence[int], split: str) -> "ImageSet":
         """The images of `classes`, relabelled 0..len(classes)-1 in that order."""
@@ -158,7 +194,10 @@ class ImageSet:
             raise ValueError(f"{self.split} and {other.split} of {self.dataset} differ in their classes")
         labels = np.concatenate([self.labels, other.labels])
         ids = Names([*self.ids, *other.ids])
-        return replace(self, split=split, images=_join(self.images, other.images), labels=labels, ids=ids)
+        known = self.content is not None and other.content is not None
+        content = np.concatenate([self.content, other.content]) if known else None
+        images = _join(self.images, other.images)
+        return replace(self, split=split, images=images, labels=labels, ids=ids, content=content)
 
     def identity(self) -> str:
         """sha256 over dataset, class names, ids and labels: the same images on any machine."""
@@ -201,95 +240,12 @@ def _join(first: Images, second: Images) -> Images:
     return [*first, *second]
 
 
-def read_image(path: Path) -> np.ndarray:
-    """The image file at `path` as uint8 RGB (H, W, 3), whatever its mode.
-
-    Transparency is laid over white; 16-bit grey is scaled to 8 bits; of an animation the first frame counts.
-
-    Raises:
-        BadRequest: the file cannot be decoded, or its mode has no 8-bit meaning (32-bit float). The path is named.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadRequest(f"image {path} cannot be read: {_why(error)}") from None
-    return decode(data, str(path))
-
-
-def decode(data: bytes, where: str) -> np.ndarray:
-    """An encoded image as uint8 RGB (H, W, 3), as `read_image`; `where` names it in errors."""
-    if data.startswith(b"\xff\xd8"):
-        decoded = _decode_rgb_jpeg(data)
-        if decoded is not None:
-            return decoded
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(_to_rgb(image, where))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadRequest(f"image {where} cannot be read: {_why(error)}") from None
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "cannot identify image file" if "identify" in str(error) else str(error)
-
-
-def _decode_rgb_jpeg(data: bytes) -> np.ndarray | None:
-    """A plain three-channel JPEG by torchvision, a third faster than PIL to the same pixels; None for all else."""
-    try:
-        decoded = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
-    except (RuntimeError, ValueError):
-        return None  # PIL reads it, or says what is wrong with it
-    return decoded.permute(1, 2, 0).numpy() if len(decoded) == 3 else None
-
-
-def _to_rgb(image: Image.Image, where: str) -> Image.Image:
-    if image.mode == "F":
-        raise BadRequest(f"image {where} holds 32-bit floats, which have no fixed 8-bit meaning; convert it first")
-    if image.mode.startswith("I"):  # 16-bit grey; PIL's own convert would clip at 255
-        scaled = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8))
-    if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
-        image = image.convert("RGBA")
-    if image.mode in {"LA", "La", "RGBA", "RGBa"}:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
-
-
-def decode_if_small(files: Files) -> Images:
-    """Decoded images where they fit in memory (which also finds every corrupt one before any work), else the files.
-
-    Raises:
-        BadRequest: an image that cannot be read.
-    """
-    if not _fits(files):
-        return files
-    decoded: list[np.ndarray] = []
-    total_bytes = 0
-    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
-        for start in range(0, len(files), 1024):
-            chunk = list(pool.map(read_image, files[start : start + 1024]))
-            total_bytes += sum(image.nbytes for image in chunk)
-            if total_bytes > IN_MEMORY_BYTES:
-                return files
-            decoded += chunk
-    return stack_if_even(decoded)
-
-
-def _fits(files: Files) -> bool:
-    """An estimate from some of the headers; what decoding then finds has the last word."""
-    chosen = np.unique(np.linspace(0, len(files) - 1, min(_PEEK, len(files)), dtype=np.int64))
-    sizes = []
-    for index in chosen:
-        path = files[int(index)]
-        try:
-            with Image.open(path) as image:
-                sizes.append(image.width * image.height * 3)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BadRequest(f"image {path} cannot be read: {_why(error)}") from None
-    return bool(np.mean(sizes) * len(files) <= IN_MEMORY_BYTES)
+def _middle_of_strip(image: np.ndarray) -> np.ndarray:
+    """The middle of an image, `_STRIP` times as long as wide: scaled up by its short side it would fill the memory."""
+    height, width = image.shape[:2]
+    length = _STRIP * min(height, width)
+    top, left = max(height - length, 0) // 2, max(width - length, 0) // 2
+    return np.ascontiguousarray(image[top : top + length, left : left + length])
 
 
 def stack_if_even(decoded: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:

@@ -1,11 +1,12 @@
 """Train / val / test of a dataset, base / val / novel classes of a few-shot one, and the rule for what lacks."""
 
 from dataclasses import dataclass, field, replace
-from hashlib import sha1, sha256
+from hashlib import sha256
 
 import numpy as np
 
 from schane_cli.errors import BadRequest
+from schane_cli.images.content import content_of, with_content
 from schane_cli.images.imageset import ImageSet
 from schane_cli.recipe import DataRecipe
 
@@ -14,12 +15,16 @@ _HIGHEST = np.uint64(2**64 - 1)
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits of a dataset, and how they came about, in sentences for the header of every output."""
+    """The three splits of a dataset, and how they came about, in sentences for the header of every output.
+
+    `left_out` counts the images that cannot be read and that the recipe leaves out.
+    """
 
     train: ImageSet
     val: ImageSet
     test: ImageSet
     notes: list[str] = field(default_factory=list)
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,10 @@ def carve(whole: ImageSet, fraction: float, seed: int, name: str) -> tuple[Image
     """(what stays in train, the part called `name`, a sentence).
 
     Of each class the given share of images goes, at least one, those whose sha256 of "seed/name/id" is lowest: a rule
-    that depends on no library and on no order of files. Equal images are not parted.
+    that depends on no library and on no order of files. Equal images stay together.
 
     Raises:
-        BadRequest: a class of fewer than two images.
+        BadRequest: a class of fewer than two images, or of fewer than two different ones.
     """
     counts = np.bincount(whole.labels, minlength=len(whole.class_names))
     if counts.min() < 2:
@@ -71,42 +76,59 @@ def carve(whole: ImageSet, fraction: float, seed: int, name: str) -> tuple[Image
             f"a {name} split needs two or more"
         )
     quota = np.clip(np.round(counts * fraction).astype(int), 1, counts - 1)
-    held = _lowest_of_each_class(whole, quota, f"{seed}/{name}")
+    keys = _keys(whole, f"{seed}/{name}")
+    held = _lowest_of_each_class(whole, quota, keys)
+    for label in np.flatnonzero(np.bincount(whole.labels[held], minlength=len(counts)) == 0):
+        held[_one_group(whole, int(label), int(quota[label]), keys, name)] = True
     where = "" if whole.split == "all" else f"{whole.split} "
     note = f"{name}: {held.sum()} images, {fraction:.0%} of each {where}class, by sha256 of seed {seed} and name"
     return whole.subset(np.flatnonzero(~held), "train"), whole.subset(np.flatnonzero(held), name), note
 
 
-def _lowest_of_each_class(images: ImageSet, quota: np.ndarray, salt: str) -> np.ndarray:
-    """Boolean (n,): in each class the `quota[class]` images of lowest key, or fewer where keys tie at the edge."""
-    keys = _keys(images, salt)
+def _lowest_of_each_class(images: ImageSet, quota: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Boolean (n,): in each class the `quota[class]` images of lowest key; those that tie at the edge are left out."""
     order = np.lexsort((keys, images.labels))
     labels = images.labels[order]
     first = np.searchsorted(labels, np.arange(len(quota)))
     rank = np.arange(len(labels)) - first[labels]
     edge = keys[order][np.minimum(first + quota, len(labels) - 1)]  # the first key of each class that is left out
-    below = keys[order] < edge[labels]
     whole = quota >= np.bincount(labels, minlength=len(quota))
-    held = np.bincount(labels[below], minlength=len(quota))
     chosen = np.zeros(len(labels), dtype=bool)
-    chosen[order] = np.where((whole | (held == 0))[labels], rank < quota[labels], below & (rank < quota[labels]))
+    chosen[order] = (rank < quota[labels]) & (whole[labels] | (keys[order] < edge[labels]))
     return chosen
 
 
+def _one_group(images: ImageSet, label: int, quota: int, keys: np.ndarray, name: str) -> np.ndarray:
+    """Indices of equal images of one class to hold out whole: the first that fit the quota, else the fewest.
+
+    Raises:
+        BadRequest: all images of the class are equal, or are in other classes too.
+    """
+    members = np.flatnonzero(images.labels == label)
+    groups, sizes = np.unique(keys[members], return_counts=True)
+    free = (groups != _HIGHEST) & (sizes < len(members))
+    if not free.any():
+        raise BadRequest(
+            f"class {images.class_names[label]!r} of {images.dataset} has no two different images of its own: its "
+            f"{len(members)} are equal to each other or to images of other classes; a {name} split needs two"
+        )
+    groups, sizes = groups[free], sizes[free]
+    fitting = np.flatnonzero(sizes <= quota)
+    return members[keys[members] == groups[fitting[0] if len(fitting) else sizes.argmin()]]
+
+
 def _keys(images: ImageSet, salt: str) -> np.ndarray:
-    """uint64 (n,): sha256 of salt and id. Equal images in memory share the lowest key of theirs, so that no split
-    parts them; those that several classes hold (CIFAR-100 has some) get the highest, and stay in train."""
+    """uint64 (n,): sha256 of salt and id. Equal images share the lowest key of theirs, so that no split parts them;
+    those that several classes hold (CIFAR-100 has some) get the highest, and stay in train."""
     digests = [sha256(f"{salt}/{name}".encode()).digest()[:8] for name in images.ids]
     keys = np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
-    if len(images) == 0 or not isinstance(images.images[0], np.ndarray):
-        return keys
-    contents = [sha1(np.ascontiguousarray(image).tobytes(), usedforsecurity=False).digest() for image in images.images]
-    group_of: dict[bytes, int] = {}
-    group = np.array([group_of.setdefault(content, len(group_of)) for content in contents])
-    lowest = np.full(len(group_of), _HIGHEST)
+    if images.content is None:
+        images = with_content({"": images}, lambda _: None)[""]
+    numbers, group = np.unique(content_of(images), return_inverse=True)
+    lowest = np.full(len(numbers), _HIGHEST)
     np.minimum.at(lowest, group, keys)
     pairs = np.unique(np.stack([group, images.labels]), axis=1)
-    lowest[np.bincount(pairs[0]) > 1] = _HIGHEST
+    lowest[np.bincount(pairs[0], minlength=len(numbers)) > 1] = _HIGHEST
     return lowest[group]
 
 
@@ -119,7 +141,11 @@ def cut_train(train: ImageSet, per_class: int, seed: int) -> ImageSet:
             f"class {train.class_names[small]!r} has {counts[small]} training images, fewer than "
             f"data.train_per_class {per_class}"
         )
-    chosen = _lowest_of_each_class(train, np.full(len(counts), per_class), f"{seed}/train")
+    keys = _keys(train, f"{seed}/train")
+    chosen = _lowest_of_each_class(train, np.full(len(counts), per_class), keys)
+    for label in np.flatnonzero(np.bincount(train.labels[chosen], minlength=len(counts)) == 0):
+        members = np.flatnonzero(train.labels == label)  # more equal images than asked for
+        chosen[members[np.argsort(keys[members], kind="stable")[:per_class]]] = True
     return train.subset(np.flatnonzero(chosen), train.split)
 
 

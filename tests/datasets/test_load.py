@@ -14,8 +14,9 @@ from schane_cli.datasets.catalog import DATASETS, class_list, state
 from schane_cli.datasets.cifar import cifar100
 from schane_cli.datasets.load import load_fewshot_splits, load_splits
 from schane_cli.errors import BadRequest
-from schane_cli.images import imageset as images_module
-from schane_cli.images.imageset import Files, ImageSet, Stored, read_image
+from schane_cli.images import memory as images_module
+from schane_cli.images.decode import read_image
+from schane_cli.images.imageset import Files, ImageSet, Stored
 from schane_cli.images.splits import Splits
 from schane_cli.recipe import DataRecipe
 from tests import sources
@@ -257,7 +258,7 @@ def test_a_csv_lists_paths_labels_and_splits(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("path,label\na/a_0.jpg,a\n./a/a_0.jpg,b\n", r"line 3 names a/a_0\.jpg again; line 2 did"),
-        ("path,label,split\na/a_0.jpg,a,train\nb/b_0.jpg,b,dev\n", "line 3: unknown split 'dev'"),
+        ("path,label,split\na/a_0.jpg,a,train\nb/b_0.jpg,b,holdout\n", "line 3: unknown split 'holdout'"),
         ("path,label\na/a_0.jpg,a\nb/b_0.jpg\n", "line 3 has not the 2 fields"),
         ("path,label\na/a_0.jpg,a,train\nb/b_0.jpg,b\n", "line 2 has not the 2 fields"),
         ("file,label\na/a_0.jpg,a\n", "no column 'path'"),
@@ -312,7 +313,7 @@ def test_hugging_face_datasets_load_through_timm(tmp_path: Path, monkeypatch: py
 
 
 def test_without_the_package_a_hugging_face_dataset_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("schane_cli.datasets.containers.find_spec", lambda name: None)
+    monkeypatch.setattr("schane_cli.datasets.huggingface.find_spec", lambda name: None)
     with pytest.raises(BadRequest, match="pip install datasets"):
         load_splits(recipe("hfds/some/name", tmp_path))
 

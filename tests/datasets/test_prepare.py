@@ -406,7 +406,7 @@ def test_check_names_what_is_unlike_the_published_counts(tmp_path: Path) -> None
 
 
 def test_check_names_an_image_that_does_not_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("schane_cli.images.imageset.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("schane_cli.images.memory.IN_MEMORY_BYTES", 100)
     sources.class_folders(tmp_path, {"a": 10, "b": 10}, ".png")
     path = tmp_path / "b" / "b_4.png"
     path.write_bytes(path.read_bytes()[:100])

@@ -1,0 +1,259 @@
+"""WebDataset shards: images read in place from tar files, found by an index of the members."""
+
+import json
+import os
+import tarfile
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from schane_cli.datasets.labels import number_labels, require_trained, settle_missing
+from schane_cli.datasets.listing import is_hidden, skipped_note
+from schane_cli.datasets.parts import Parts
+from schane_cli.datasets.split_names import SPLITS, split_of, splits_in
+from schane_cli.errors import BadRequest
+from schane_cli.images.decode import image_suffixes, printable
+from schane_cli.images.imageset import SAMPLE_BYTES, ImageSet, Names, Stored, sample_places
+from schane_cli.recipe import DataRecipe
+
+_OPEN_SHARDS = 64  # of a thousand, so that the usual limit of 1,024 open files holds for all loader processes
+_LABEL_SUFFIXES = (".cls", ".json", ".txt")
+_LABEL_KEYS = ("label", "cls", "class", "target", "category", "class_id")
+_MAX_LABEL_BYTES = 2**20
+
+
+class TarImages:
+    """Bytes of image i of some tar shards, read at its offset; each process opens the shards for itself."""
+
+    def __init__(self, shards: list[Path], places: np.ndarray) -> None:
+        self.shards, self.places = shards, places  # (n, 3): shard, offset, size
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._open: OrderedDict[tuple[int, int], BinaryIO] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, index: int) -> bytes:
+        shard, offset, size = (int(value) for value in self.places[index])
+        return self._read(shard, offset, size)
+
+    def sample(self, index: int) -> bytes:
+        """As `imageset.sample_of`, reading no more of the shard than that."""
+        shard, offset, size = (int(value) for value in self.places[index])
+        pieces = [self._read(shard, offset + place, min(SAMPLE_BYTES, size - place)) for place in sample_places(size)]
+        return size.to_bytes(8, "big") + b"".join(pieces)
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        with self._lock:
+            handle = self._handle(shard)
+            handle.seek(offset)
+            return handle.read(size)
+
+    def _handle(self, shard: int) -> BinaryIO:
+        key = (os.getpid(), shard)  # a file position shared with a forked parent would be moved under its feet
+        if key not in self._open:
+            while len(self._open) >= _OPEN_SHARDS:
+                self._open.popitem(last=False)[1].close()
+            try:
+                self._open[key] = self.shards[shard].open("rb")
+            except OSError as error:
+                raise BadRequest(f"shard {self.shards[shard]} cannot be read: {error.strerror or error}") from None
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def __del__(self) -> None:
+        for handle in self._open.values():
+            handle.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"shards": self.shards, "places": self.places}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.shards, self.places = state["shards"], state["places"]
+        self._prepare()
+
+
+@dataclass
+class _Index:
+    """The images of one split: where each lies (n, 3), its label as written, its key, and what else was there."""
+
+    shards: list[Path] = field(default_factory=list)
+    places: list[tuple[int, int, int]] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+def webdataset_parts(dataset: str, folder: Path, recipe: DataRecipe) -> Parts:
+    """Shards (tar files of KEY.jpg and KEY.cls, KEY.json or KEY.txt) whose path below the folder names their split.
+
+    Class names come from classes.txt in the folder, a line each, where there is one.
+
+    Raises:
+        BadRequest: no shards, a shard that is cut short, an image without label or a label without image, two files
+            of one key, a label that classes.txt has no line for.
+    """
+    shards = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
+    shards = [shard for shard in shards if not any(is_hidden(part) for part in shard.relative_to(folder).parts)]
+    if not shards:
+        packed = len(list(folder.rglob("*.tar.*"))) + len(list(folder.rglob("*.tgz"))) if folder.is_dir() else 0
+        hint = f", only {packed} compressed ones; images are read in place, so decompress them first" if packed else ""
+        raise BadRequest(f"{folder} holds no .tar shards{hint}")
+    by_split, notes = _shards_by_split(folder, shards)
+    unique = len({shard.name for shard in shards}) == len(shards)
+    keys_of: Callable[[Path], str] = lambda shard: shard.name if unique else shard.relative_to(folder).as_posix()  # noqa: E731
+    indexed = {split: _index(files, keys_of, recipe.label_column) for split, files in by_split.items()}
+    return _parts(dataset, folder, indexed, notes)
+
+
+def _parts(dataset: str, folder: Path, indexed: dict[str, _Index], notes: list[str]) -> Parts:
+    def where(split: str, row: int) -> str:
+        index = indexed[split]
+        shard = index.shards[index.places[row][0]].name
+        return f"shard {shard} key {index.keys[row].removeprefix(f'{shard}/')} (label {index.labels[row]!r})"
+
+    listed = _class_list(folder / "classes.txt")
+    names = dict.fromkeys(indexed, listed) if listed else None
+    labels = {split: index.labels for split, index in indexed.items()}
+    class_names, numbers = number_labels(labels, lambda split, row: f"{folder} {where(split, row)}", names)
+    parts = Parts(notes=notes)
+    skipped: Counter[str] = Counter()
+    for split, index in indexed.items():
+        stamp = " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in index.shards)
+        places = np.array(index.places, dtype=np.int64)
+        images = Stored(TarImages(index.shards, places), np.arange(len(places)), stamp)
+        parts[split] = ImageSet(dataset, split, images, numbers[split], class_names, Names(index.keys).printable())
+        skipped += index.skipped
+    settle_missing(parts, where, str(folder))
+    require_trained(parts, str(folder))
+    parts.notes += skipped_note(skipped, str(folder))
+    return parts
+
+
+def _shards_by_split(folder: Path, shards: list[Path]) -> tuple[dict[str, list[Path]], list[str]]:
+    """Shards by the split that the nearest part of their path names, all of them as `all` where none does."""
+    by_split: dict[str, list[Path]] = {}
+    others = []
+    for shard in shards:
+        parts = [shard.stem, *reversed(shard.relative_to(folder).parent.parts)]
+        said = next((part for part in parts if splits_in(part)), "")
+        split = split_of(said)
+        if split is None:
+            others.append(shard.relative_to(folder).as_posix())
+        else:
+            by_split.setdefault(split, []).append(shard)
+    if not by_split:
+        return {"all": shards}, [] if not any(map(splits_in, others)) else [
+            f"shards such as {next(filter(splits_in, others))} name two splits at once: all are read as one set"
+        ]
+    if "train" not in by_split:
+        raise BadRequest(f"{folder} has shards of {', '.join(sorted(by_split))} but none whose path says train")
+    notes = [f"{len(others)} shards whose path names no split are not read: {', '.join(others[:3])}"] if others else []
+    return {split: by_split[split] for split in SPLITS if split in by_split}, notes
+
+
+def _class_list(file: Path) -> tuple[str, ...]:
+    if not file.is_file():
+        return ()
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise BadRequest(f"{file} names class {repeated[0]!r} twice")
+    return names
+
+
+def _index(shards: list[Path], name_of: Callable[[Path], str], label_key: str | None) -> _Index:
+    """Where the images of some shards lie, from one pass over the shards' headers."""
+    index = _Index(shards)
+    for number, shard in enumerate(shards):
+        images, labels = _read_headers(shard, index.skipped, label_key)
+        for key in sorted(images.keys() - labels.keys()):
+            raise BadRequest(f"{shard}: {printable(key)} has no .cls label, nor one in .json or .txt")
+        for key in sorted(labels.keys() - images.keys()):
+            raise BadRequest(f"{shard}: {printable(key)} has a label but no image")
+        for key, place in images.items():
+            index.places.append((number, *place))
+            index.labels.append(labels[key])
+            index.keys.append(f"{name_of(shard)}/{key}")
+    if not index.labels:
+        raise BadRequest(f"{shards[0]} holds no images")
+    return index
+
+
+def _read_headers(
+    shard: Path, skipped: "Counter[str]", label_key: str | None
+) -> tuple[dict[str, tuple[int, int]], dict[str, Any]]:
+    """Offset and size of each image of a shard by key, and each key's label; .cls goes before .json before .txt."""
+    images: dict[str, tuple[int, int]] = {}
+    texts: dict[str, dict[str, str]] = {suffix: {} for suffix in _LABEL_SUFFIXES}
+    size = shard.stat().st_size
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if not member.isfile() or any(is_hidden(part) for part in member.name.split("/")):
+                    continue
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError("unexpected end of data")
+                key, suffix = os.path.splitext(member.name)
+                suffix = suffix.lower()
+                if suffix in image_suffixes():
+                    _add_once(images, key, (member.offset_data, member.size), shard, "images")
+                elif suffix in _LABEL_SUFFIXES:
+                    _add_once(texts[suffix], key, _text(tar, member), shard, f"{suffix} files")
+                else:
+                    skipped[suffix or "without suffix"] += 1
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise BadRequest(f"shard {shard} cannot be read: {error}") from None
+    return images, _labels(shard, texts, images, label_key)
+
+
+def _add_once(known: dict[str, Any], key: str, value: Any, shard: Path, what: str) -> None:
+    if key in known:
+        raise BadRequest(f"{shard}: {printable(key)} has two {what}; a key stands for one image with one label")
+    known[key] = value
+
+
+def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    content = tar.extractfile(member)
+    if content is None:
+        return ""
+    with content:
+        return content.read(_MAX_LABEL_BYTES).decode("utf-8", "backslashreplace").strip()
+
+
+def _labels(
+    shard: Path, texts: dict[str, dict[str, str]], images: dict[str, Any], label_key: str | None
+) -> dict[str, Any]:
+    labels: dict[str, Any] = dict(texts[".cls"])
+    for key, text in texts[".json"].items():
+        if key not in labels:
+            labels[key] = _label_in_json(shard, key, text, label_key)
+    for key, text in texts[".txt"].items():
+        if key in images:  # captions and notes may stand alone
+            labels.setdefault(key, text)
+    return labels
+
+
+def _label_in_json(shard: Path, key: str, text: str, label_key: str | None) -> Any:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        raise BadRequest(f"{shard}: {printable(key)}.json is not JSON") from None
+    if not isinstance(content, dict):
+        return content
+    keys = [label_key] if label_key else _LABEL_KEYS
+    found = next((name for name in keys if name in content), None)
+    if found is None:
+        raise BadRequest(
+            f"{shard}: {printable(key)}.json has no label under {' or '.join(keys)}; it has {', '.join(content)}; say "
+            "which with --set data.label_column=…"
+        )
+    return content[found]

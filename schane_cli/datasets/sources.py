@@ -1,0 +1,88 @@
+"""From what `--dataset` says to image sets: `folder:PATH`, `csv:FILE`, `hfds:NAME`, `wds:PATH`, or a dataset's name."""
+
+import re
+from pathlib import Path
+
+from schane_cli.datasets import cifar, imagenet
+from schane_cli.datasets.catalog import DATASETS, find_dataset, require_ready
+from schane_cli.datasets.folders import folder_parts
+from schane_cli.datasets.huggingface import huggingface_parts
+from schane_cli.datasets.parts import Parts
+from schane_cli.datasets.readers import READERS
+from schane_cli.datasets.shards import webdataset_parts
+from schane_cli.datasets.tables import csv_parts
+from schane_cli.errors import BadRequest
+from schane_cli.recipe import DataRecipe
+
+KINDS = {
+    "folder": "folder:PATH, a folder of one folder per class, or of train, val and test folders of such",
+    "csv": "csv:FILE, a table with columns path and label, and if you like split",
+    "hfds": "hfds:NAME, a Hugging Face dataset by its name on the hub or its local folder (extra hf)",
+    "wds": "wds:PATH, a folder of WebDataset shards (.tar)",
+}
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+def parse_source(name: str) -> tuple[str, str] | None:
+    """(kind, place) of `folder:PATH` and its like, with a slash for the colon too; None for a dataset's name.
+
+    Raises:
+        BadRequest: no place after the colon, or an address where files are wanted.
+    """
+    kind, place = name[: len(name.partition(":")[0])], name.partition(":")[2]
+    if kind not in KINDS or ":" not in name:
+        kind, slash, place = name.partition("/")
+        if kind not in KINDS or not slash:
+            return None
+    if not place.strip():
+        raise BadRequest(f"{name} names no place; write {KINDS[kind].partition(',')[0]}")
+    if kind != "hfds":
+        refuse_address(place, f"{kind}: reads")
+    return kind, place
+
+
+def refuse_address(place: str, reader: str) -> None:
+    """BadRequest for `s3://…`, `https://…` and their like where files of this machine are read."""
+    if _ADDRESS.match(place):
+        raise BadRequest(f"{place} is an address, and {reader} files of this machine; copy or mount it here first")
+
+
+def read_source(recipe: DataRecipe) -> Parts:
+    """The image sets of a dataset as its source lists them; files are not decoded where the source allows.
+
+    Raises:
+        BadRequest: unknown, missing or incomplete, or files that contradict each other.
+    """
+    parsed = parse_source(recipe.dataset)
+    if parsed is None:
+        return Parts(_read_named(recipe.dataset, recipe.root))
+    kind, place = parsed
+    if kind == "hfds":
+        return huggingface_parts(recipe.dataset, place, recipe)
+    path = Path(place).expanduser()
+    if kind == "folder":
+        return folder_parts(recipe.dataset, path)
+    return (csv_parts if kind == "csv" else webdataset_parts)(recipe.dataset, path, recipe)
+
+
+def _read_named(name: str, root: Path) -> Parts:
+    dataset = find_dataset(name)
+    folder = dataset.folder(root)
+    if name == "cifar100":
+        return Parts(cifar.cifar100(_cifar_folder(root)))
+    require_ready(dataset, root)
+    if not dataset.fewshot:
+        return Parts(READERS[name](folder))
+    if dataset.over == "cifar100":
+        return Parts(cifar.fewshot_parts(_cifar_folder(root), name))
+    below = DATASETS["imagenet1k"].folder(root)
+    return Parts(imagenet.miniimagenet(folder, below) if name == "miniimagenet" else imagenet.tieredimagenet(below))
+
+
+def _cifar_folder(root: Path) -> Path:
+    """`<root>/cifar100`, or the root itself where torchvision has put its archive straight into it."""
+    place = root.expanduser()
+    if (place / "cifar-100-python").is_dir():
+        return place
+    require_ready(DATASETS["cifar100"], root)
+    return DATASETS["cifar100"].folder(root)

@@ -1,0 +1,86 @@
+"""Image sets brought into memory where they are small, and rid of the images that cannot be read."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from schane_cli.errors import BadRequest
+from schane_cli.images.decode import image_size, read_file
+from schane_cli.images.imageset import Files, ImageSet, stack_if_even
+
+IN_MEMORY_BYTES = 2**30  # sets whose decoded images take less are decoded once, up front
+_PEEK = 256  # image headers read to estimate what a set takes decoded
+_DECODE_THREADS = 4
+_CHUNK = 1024
+_SHOWN = 3
+
+
+def in_memory_if_small(part: ImageSet, *, leave_out: bool = False) -> tuple[ImageSet, list[str]]:
+    """(the set, decoded where it fits in memory; the ids of the images left out since they cannot be read).
+
+    A set of files that does not fit stays files, and so does one inside shards or tables; with `leave_out` each image
+    of such a set is decoded once to find those to leave out.
+
+    Raises:
+        BadRequest: images that cannot be read, unless `leave_out`; it names the first few.
+    """
+    small = isinstance(part.images, Files) and len(part) > 0 and _fits(part.images)
+    if not small and not leave_out:
+        return part, []
+    decoded: list[np.ndarray] = []
+    broken: dict[int, str] = {}
+    total_bytes = 0
+    for index, image in read_all(part):
+        if isinstance(image, str):
+            broken[index] = image
+            continue
+        total_bytes += image.nbytes
+        small = small and total_bytes <= IN_MEMORY_BYTES
+        if small:
+            decoded.append(image)
+        elif not leave_out:
+            return part, []
+        else:
+            decoded.clear()
+    if broken and not leave_out:
+        raise BadRequest(_sentence(list(broken.values()), part))
+    kept = part.subset(np.setdiff1d(np.arange(len(part)), list(broken)), part.split) if broken else part
+    return (replace(kept, images=stack_if_even(decoded)) if small else kept), [part.ids[index] for index in broken]
+
+
+def read_all(part: ImageSet, indices: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray | str]]:
+    """Each image in order as (index, uint8 (H, W, 3)), or (index, why it cannot be read); read on four threads."""
+
+    def attempt(index: int) -> np.ndarray | str:
+        try:
+            return part.read(index).permute(1, 2, 0).numpy()
+        except BadRequest as error:
+            return str(error)
+
+    order = range(len(part)) if indices is None else [int(index) for index in indices]
+    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+        for start in range(0, len(order), _CHUNK):
+            chunk = order[start : start + _CHUNK]
+            yield from zip(chunk, pool.map(attempt, chunk), strict=True)
+
+
+def _sentence(reasons: list[str], part: ImageSet) -> str:
+    more = f", and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+    advice = f"; `schane data check {part.dataset} --all` lists all, --set data.broken=leave_out goes on without them"
+    return "; ".join(reasons[:_SHOWN]) + more + advice
+
+
+def _fits(files: Files) -> bool:
+    """An estimate from some of the headers; what decoding then yields has the last word."""
+    chosen = np.unique(np.linspace(0, len(files) - 1, min(_PEEK, len(files)), dtype=np.int64))
+    sizes = []
+    for index in chosen:
+        path = files[int(index)]
+        try:
+            width, height = image_size(read_file(path), str(path))
+        except BadRequest:
+            continue  # decoding says what is wrong with it
+        sizes.append(width * height * 3)
+    return bool(np.mean(sizes or [0]) * len(files) <= IN_MEMORY_BYTES)
