@@ -13,7 +13,9 @@ from schane_cli.commands.robustness import Foreign, corruption_figures, load_for
 from schane_cli.datasets.load import load_splits
 from schane_cli.errors import BadRequest
 from schane_cli.features.extract import Features
+from schane_cli.images.identity import image_changes, record
 from schane_cli.images.imageset import ImageSet
+from schane_cli.images.splits import Splits
 from schane_cli.metrics import classification as metrics
 from schane_cli.metrics.classification import Calibration
 from schane_cli.metrics.intervals import Estimate
@@ -86,6 +88,7 @@ def select_images(loaded: Loaded, data: DataRecipe, split: str) -> tuple[ImageSe
     if split not in {"train", "val", "test"}:
         raise BadRequest(f"unknown split {split!r}; allowed: train, val, test")
     splits = load_splits(data)
+    splits.notes.extend(_moved_note(loaded, splits, data))
     images: ImageSet = getattr(splits, split)
     lacking = [name for name in loaded.class_names if name not in images.class_names]
     if lacking:
@@ -98,6 +101,19 @@ def select_images(loaded: Loaded, data: DataRecipe, split: str) -> tuple[ImageSe
     classes = [images.class_names.index(name) for name in loaded.class_names]
     note = f"only the images of the checkpoint's {len(classes)} classes, of {len(images.class_names)}"
     return images.only_classes(classes, images.split), [*splits.notes, note]
+
+
+def _moved_note(loaded: Loaded, splits: Splits, data: DataRecipe) -> list[str]:
+    """A warning where the images that the model was trained on are no longer what this dataset's train split holds."""
+    before = {split: known for split, known in loaded.images.items() if split == "train"}
+    same_source = data.model_copy(update={"root": loaded.recipe.data.root}) == loaded.recipe.data
+    changes = image_changes(before, record({"train": splits.train})) if same_source else []
+    if not changes:
+        return []
+    return [
+        f"WARNING: the data has changed since training: {'; '.join(changes)}. Splits made by schane move when images "
+        f"are added or removed, so this split may hold images that the model was trained on"
+    ]
 
 
 @dataclass(frozen=True)

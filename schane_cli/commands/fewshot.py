@@ -167,7 +167,10 @@ def base_job(
     recipe: Recipe, splits: FewshotSplits, *, out: Path | None, terminal: Terminal, resume: Path | None = None
 ) -> Job:
     """Base training by the shared core. Where the dataset has val classes the epoch is chosen by episodes on them."""
-    job = prepare(recipe, splits.base, splits.base_val, "fewshot", out=out, terminal=terminal, resume=resume)
+    others = {"novel": splits.novel} | ({} if splits.novel_val is None else {"novel_val": splits.novel_val})
+    job = prepare(
+        recipe, splits.base, splits.base_val, "fewshot", out=out, terminal=terminal, resume=resume, others=others
+    )
     if splits.novel_val is not None:
         job.val = splits.novel_val
         job.validate = lambda model: episode_score(model, job, recipe)

@@ -29,7 +29,10 @@ def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Pa
     started = time.perf_counter()
     refuse_no_epochs(recipe)
     splits = load_splits(recipe.data)
-    job = prepare(recipe, splits.train, splits.val, "finetune", out=out, terminal=terminal, resume=resume)
+    others = {"test": splits.test}
+    job = prepare(
+        recipe, splits.train, splits.val, "finetune", out=out, terminal=terminal, resume=resume, others=others
+    )
     announce(job, splits.notes, splits.test)
     outcome = train(job, resume is not None)
     test = score(load_checkpoint(job.run.path), splits.test, device=job.device, terminal=terminal)
@@ -38,6 +41,7 @@ def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Pa
         **test.summary("test"),
         "test_sha256": splits.test.identity(),
         "split_notes": splits.notes,
+        "images_left_out": splits.left_out,
         "total_seconds": time.perf_counter() - started,
         "run": str(job.run.path),
     }

@@ -54,11 +54,13 @@ def _walk(folder: Path, base: Path) -> Iterator[tuple[str, str | None]]:
     Linked folders are followed, each real folder once, so that a loop of links ends. Pipes and devices are skipped.
     """
     seen: set[str] = set()
+    top = os.path.realpath(folder)
     pending = [(str(folder), os.path.relpath(folder, base).replace(os.sep, "/"))]
     while pending:
         place, prefix = pending.pop()
-        if (real := os.path.realpath(place)) in seen:
-            continue
+        real = os.path.realpath(place)
+        if real in seen or top.startswith(real.rstrip(os.sep) + os.sep):
+            continue  # a link to a folder already read, or back up
         seen.add(real)
         try:
             entries = sorted(_visible(place), key=lambda entry: entry.name, reverse=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from schane_cli.errors import BadRequest
@@ -21,6 +21,16 @@ _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "A
 _HEIF_SUFFIXES = frozenset({".heic", ".heif", ".heics", ".heifs", ".hif"})
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 262, 281, 339  # TIFF tags
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
@@ -57,7 +67,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
             if decoded is not None:
                 return decoded
         with _open(data) as image:
-            return np.array(_to_rgb(_upright(image)))
+            return np.array(_upright_rgb(image))
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise BadRequest(f"image {printable(where)} cannot be read: {_why(error)}") from None
 
@@ -160,13 +170,15 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says."""
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB, turned as its EXIF orientation says."""
     image.load()
     try:
-        return ImageOps.exif_transpose(image)
+        orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # metadata that cannot be read says nothing
-        return image
+        orientation = 1
+    rgb = _to_rgb(image)
+    return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,6 +1,6 @@
 """A checkpoint of a model: packed, loaded, restored."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,21 @@ class Loaded:
     class_names: tuple[str, ...]
     input: InputSpec
     progress: dict[str, Any]
+    images: dict[str, Any] = field(default_factory=dict)  # which images it was trained on; empty before 0.2
 
 
 def pack(
-    model: SchaneModel, recipe: Recipe, class_names: tuple[str, ...], spec: InputSpec, progress: dict[str, Any]
+    model: SchaneModel,
+    recipe: Recipe,
+    class_names: tuple[str, ...],
+    spec: InputSpec,
+    progress: dict[str, Any],
+    images: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of a checkpoint of `model`; called by every process where the model is split over them."""
+    """The content of a checkpoint of `model`; called by every process where the model is split over them.
+
+    `images` says which images the run is made of, as `images.identity.record` puts it.
+    """
     return {
         "format": FORMAT,
         "architecture": architecture(model),
@@ -40,6 +49,7 @@ def pack(
         "class_names": list(class_names),
         "input": asdict(spec),
         "progress": progress,
+        "images": images or {},
     }
 
 
@@ -59,7 +69,9 @@ def load_checkpoint(path: Path) -> Loaded:
     spec = stored_input(content["input"])
     model = build_model(recipe.model, len(content["class_names"]), spec.size, load_weights=False)
     restore(model, content, file)
-    return Loaded(file, model.eval(), recipe, tuple(content["class_names"]), spec, content["progress"])
+    return Loaded(
+        file, model.eval(), recipe, tuple(content["class_names"]), spec, content["progress"], content.get("images", {})
+    )
 
 
 def restore(model: SchaneModel, content: dict[str, Any], path: Path) -> None:

@@ -1,9 +1,12 @@
 """A training run made ready, announced, trained and described."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from schane_cli.distributed import rank, same_everywhere
+from schane_cli.errors import BadRequest
+from schane_cli.images.identity import class_changes, image_changes, record
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.preprocessing import stored_input
 from schane_cli.models.files import read_checkpoint
@@ -23,21 +26,39 @@ def prepare(
     out: Path | None,
     terminal: Terminal,
     resume: Path | None = None,
+    others: Mapping[str, ImageSet] | None = None,
 ) -> Job:
     """Seed, build the model and name the run folder; nothing is written yet.
 
-    A run that goes on has its weights in last.pt, so that the file it once started from is not asked for.
+    A resumed run has its weights in last.pt, so the file it once started from is not asked for. `others` are the
+    splits besides train and val whose identity the checkpoints hold.
+
+    Raises:
+        BadRequest: a request that cannot be met, or a resumed run whose classes or images are no longer those it began
+            with.
     """
     device = pick_device(recipe.device)
+    images = record({"train": train, "val": val, **(others or {})})
+    stored = read_checkpoint(resume / "checkpoints" / "last.pt") if resume is not None else None
+    if stored is not None:
+        _require_same_data(stored, train.class_names, images)
     check_request(recipe, train)
     seed_everything(recipe.seed)
     model = build_model(recipe.model, len(train.class_names), recipe.data.image_size, load_weights=resume is None)
     path = same_everywhere(resume or out or new_run_path(command, recipe_label(recipe)))
-    if resume is None:
-        spec = input_spec(model, recipe.data.image_size)
-    else:
-        spec = stored_input(read_checkpoint(resume / "checkpoints" / "last.pt")["input"])
-    return Job(recipe, model, spec, train, val, RunFolder(path), terminal, device, command)
+    spec = input_spec(model, recipe.data.image_size) if stored is None else stored_input(stored["input"])
+    return Job(recipe, model, spec, train, val, RunFolder(path), terminal, device, command, images)
+
+
+def _require_same_data(stored: Mapping[str, Any], class_names: tuple[str, ...], images: Mapping[str, Any]) -> None:
+    """Refuse to go on with other classes or images than the run began with; BadRequest says what differs."""
+    changes = class_changes(tuple(stored["class_names"]), class_names)
+    changes = changes or image_changes(stored.get("images", {}), images)
+    if changes:
+        raise BadRequest(
+            f"the data is no longer what this run began with: {'; '.join(changes)}. Put it back as it was (the splits "
+            "that schane makes move when images are added or removed), or start a new run"
+        )
 
 
 def train(job: Job, resuming: bool) -> Outcome:

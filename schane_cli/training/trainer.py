@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
@@ -71,6 +71,7 @@ class Job:
     terminal: Terminal
     device: torch.device
     command: str
+    images: dict[str, Any] = field(default_factory=dict)  # of every split, as `images.identity.record` puts it
     # Scores a model where accuracy on `val` is not the aim (episodes on val classes): (accuracy, a loss to break ties)
     validate: Callable[[SchaneModel], tuple[float, float]] | None = None
 
@@ -390,7 +391,7 @@ class Trainer:
             **self.best,
             "val_n": len(self.job.val),
         }
-        return pack(model, self.recipe, self.job.train.class_names, self.job.spec, progress)
+        return pack(model, self.recipe, self.job.train.class_names, self.job.spec, progress, self.job.images)
 
     def save_last(self) -> None:
         """Write last.pt: the weights and all that an exact resume needs; called by every process."""

@@ -495,13 +495,11 @@ def test_an_incomplete_class_of_imagenet_is_named(tmp_path: Path) -> None:
 def test_tieredimagenet_reads_its_608_classes(tmp_path: Path) -> None:
     names = [name for split in class_list("tieredimagenet").values() for name in split]
     assert len(names) == len(set(names)) == 608
-    tiny = tmp_path / "tiny.png"
-    Image.new("RGB", (4, 4)).save(tiny)
-    for name in names:
+    for place, name in enumerate(names):
         folder = tmp_path / "imagenet1k" / "train" / name
         folder.mkdir(parents=True)
         for number in range(2):
-            os.link(tiny, folder / f"{name}_{number}.png")
+            Image.new("RGB", (4, 4), (place % 256, place // 256, number)).save(folder / f"{name}_{number}.png")
     (tmp_path / "imagenet1k" / "val" / "n01440764").mkdir(parents=True)
     splits = load_fewshot_splits(recipe("tieredimagenet", tmp_path))
     assert splits.novel_val is not None
@@ -546,8 +544,8 @@ def test_a_backbone_that_has_seen_the_test_classes_is_named(
 
 def test_a_study_reads_its_images_once_and_other_calls_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    read = data._read_source
-    monkeypatch.setattr(data, "_read_source", lambda name, root: asked.append(name) or read(name, root))
+    read = data.read_source
+    monkeypatch.setattr(data, "read_source", lambda recipe: asked.append(recipe.dataset) or read(recipe))
     with data.reading_once():
         load_splits(DataRecipe(dataset="digits"))
         few = load_splits(DataRecipe(dataset="digits", train_per_class=5))

@@ -1,0 +1,269 @@
+"""Folders, tables and shards as people have them: split names, labels, copies, hidden files, damaged pictures."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from schane_cli.datasets.load import load_splits
+from schane_cli.datasets.split_names import choose_splits, split_of
+from schane_cli.errors import BadRequest
+from schane_cli.images import memory
+from schane_cli.images.splits import Splits
+from schane_cli.recipe import DataRecipe
+from tests.sources import add, class_folders, shard, write_image
+
+
+def load(dataset: str, **values: object) -> Splits:
+    return load_splits(DataRecipe.model_validate({"dataset": dataset, **values}))
+
+
+def sizes(splits: Splits) -> tuple[int, int, int]:
+    return len(splits.train), len(splits.val), len(splits.test)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("TRAIN", "train"),
+        ("Training", "train"),
+        ("training_set", "train"),
+        ("seg_train", "train"),
+        ("train2017", "train"),
+        ("valid", "val"),
+        ("Validation", "val"),
+        ("dev", "val"),
+        ("seg_test", "test"),
+        ("TestSet", "test"),
+        ("Testing", "test"),
+        *[(name, None) for name in ("strain", "latest", "device", "intervals", "train_val", "trainer", "contest")],
+    ],
+)
+def test_a_split_is_a_whole_word_of_a_name(name: str, split: str | None) -> None:
+    assert split_of(name) == split
+
+
+def test_two_names_of_one_split_are_refused_unless_one_is_the_word_itself() -> None:
+    with pytest.raises(BadRequest, match="'Train' and 'training', which both mean train"):
+        choose_splits(["Train", "training", "test"], "here")
+    chosen, notes = choose_splits(["train", "train_extra", "test"], "here")
+    assert chosen == {"train": "train", "test": "test"}
+    assert "'train_extra' of here looks like train but is not read" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "Test"), ("training_set", "test_set"), ("seg_train", "seg_test")]
+)
+def test_folders_shards_and_tables_take_the_same_split_names(train: str, test: str, tmp_path: Path) -> None:
+    for name in (train, test):
+        class_folders(tmp_path / "folder" / name, {"cat": 4, "dog": 4}, ".png")
+        shard(tmp_path / "wds" / f"{name}-0.tar", {f"{name}{i}": i % 2 for i in range(8)})
+    rows = [f"{name}/{c}/{c}_{i}.png,{c},{name}" for name in (train, test) for c in ("cat", "dog") for i in range(4)]
+    (tmp_path / "folder" / "list.csv").write_text("Path,LABEL,Split\n" + "\n".join(rows))
+    for dataset in (f"folder:{tmp_path}/folder", f"csv:{tmp_path}/folder/list.csv", f"wds:{tmp_path}/wds"):
+        splits = load(dataset)
+        assert sizes(splits) == (6, 2, 8), dataset
+        assert len(splits.train.class_names) == 2
+
+
+def test_classes_called_train_and_test_cannot_come_out(tmp_path: Path) -> None:
+    for name in ("Train", "Test"):
+        write_image(tmp_path / name / "a.png")
+    with pytest.raises(BadRequest, match="look like splits, but no folder per class"):
+        load(f"folder:{tmp_path}")
+
+
+def test_one_class_called_like_a_split_beside_others_is_a_class_and_said(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"bus": 4, "car": 4, "train": 4}, ".png")
+    splits = load(f"folder:{tmp_path}")
+    assert splits.train.class_names == ("bus", "car", "train")
+    assert any("'train' looks like a split but holds images itself" in note for note in splits.notes)
+
+
+def test_a_test_folder_without_class_folders_is_said_and_val_serves_as_test(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        class_folders(tmp_path / name, {"cat": 6, "dog": 6}, ".png")
+    write_image(tmp_path / "test" / "1.png")
+    splits = load(f"folder:{tmp_path}")
+    assert sizes(splits) == (10, 2, 12)
+    assert any("TEST IS THE SOURCE'S VAL" in note for note in splits.notes)
+
+
+def test_hidden_folders_loops_and_pipes_are_not_read(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"cat": 4, "dog": 4}, ".png")
+    for name in (".ipynb_checkpoints", "@eaDir/x", "__MACOSX", "cat/.Trash-1000/files", "cat/@eaDir"):
+        write_image(tmp_path / name / "copy.png")
+    os.symlink(tmp_path, tmp_path / "cat" / "loop")
+    os.mkfifo(tmp_path / "dog" / "pipe.png")
+    class_folders(tmp_path.parent / f"{tmp_path.name}-linked", {"more": 2}, ".png")
+    os.symlink(tmp_path.parent / f"{tmp_path.name}-linked" / "more", tmp_path / "dog" / "linked")
+    splits = load(f"folder:{tmp_path}")
+    assert splits.train.class_names == ("cat", "dog")
+    assert (
+        sum(name.startswith("dog/linked") for part in (splits.train, splits.val, splits.test) for name in part.ids) == 2
+    )
+    assert any("1 pipes or devices" in note for note in splits.notes)
+
+
+def test_what_is_skipped_is_counted_by_suffix_and_files_without_one_are_read(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"cat": 4, "dog": 4}, ".jfif.png")
+    write_image(tmp_path / "cat" / "x.png")
+    os.rename(tmp_path / "cat" / "x.png", tmp_path / "cat" / "no_suffix")
+    for i in range(3):
+        (tmp_path / "dog" / f"{i}.CR2").write_bytes(b"raw")
+    splits = load(f"folder:{tmp_path}")
+    assert sum(sizes(splits)) == 9
+    assert any("3 .CR2" in note for note in splits.notes)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_equal_images_stay_together_even_where_a_group_exceeds_the_quota(
+    in_memory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_folders(tmp_path, dict.fromkeys("abcdef", 6), ".png")
+    for file in sorted(tmp_path.rglob("*.png")):
+        for copy in range(3):
+            (file.parent / f"{file.stem} ({copy}).png").write_bytes(file.read_bytes())
+    if not in_memory:
+        monkeypatch.setattr(memory, "IN_MEMORY_BYTES", 10)
+    splits = load(f"folder:{tmp_path}")
+    assert isinstance(splits.train.images, np.ndarray) == in_memory
+    held = [{(tmp_path / name).read_bytes() for name in part.ids} for part in (splits.train, splits.val, splits.test)]
+    assert not held[0] & held[1] | held[0] & held[2] | held[1] & held[2]
+    assert all(len(np.unique(part.labels)) == 6 for part in (splits.train, splits.val, splits.test))
+
+
+def test_images_that_the_source_shares_are_said_and_can_be_left_out_of_train(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        class_folders(tmp_path / split, {"cat": 6, "dog": 6}, ".png")
+    (tmp_path / "train" / "cat" / "again.png").write_bytes((tmp_path / "test" / "dog" / "dog_0.png").read_bytes())
+    splits = load(f"folder:{tmp_path}")
+    assert any("SHARED: 1 images of test are also in train" in note for note in splits.notes)
+    without = load(f"folder:{tmp_path}", leave_out_shared=True)
+    assert "train/cat/again.png" not in [*without.train.ids, *without.val.ids]
+    assert not any("SHARED" in note for note in without.notes)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [("-1", r"shard train-0\.tar key b3 \(label '-1'\)"), ("", r"shard train-0\.tar key b3")],
+)
+def test_a_shard_with_a_missing_label_is_named(label: str, message: str, tmp_path: Path) -> None:
+    shard(tmp_path / "train-0.tar", {f"a{i}": i % 2 for i in range(8)} | {"b3": label})
+    with pytest.raises(BadRequest, match=message):
+        load(f"wds:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ((3_000_000_000, 7), ("7", "3000000000")),
+        (("cat", "dog"), ("cat", "dog")),
+        ((1.0, 2.0), ("1", "2")),
+    ],
+)
+def test_labels_of_any_kind_become_a_class_list(labels: tuple, classes: tuple[str, ...], tmp_path: Path) -> None:
+    shard(tmp_path / "all-0.tar", {f"k{i}": labels[i % 2] for i in range(12)})
+    assert load(f"wds:{tmp_path}").train.class_names == classes
+
+
+def test_labels_in_json_are_read_and_two_images_of_a_key_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(buffer, "PNG")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for i in range(8):
+            Image.new("RGB", (9, 9), (i, 0, 0)).save(buffer := io.BytesIO(), "PNG")
+            add(tar, f"{i}.png", buffer.getvalue())
+            add(tar, f"{i}.json", json.dumps({"label": "heron" if i % 2 else "stork", "caption": "a bird"}).encode())
+    assert load(f"wds:{tmp_path}").train.class_names == ("heron", "stork")
+    with tarfile.open(tmp_path / "x.tar", "a") as tar:
+        add(tar, "0.jpg", buffer.getvalue())
+    with pytest.raises(BadRequest, match="0 has two images"):
+        load(f"wds:{tmp_path}")
+
+
+def test_a_thousand_shards_need_few_open_files(tmp_path: Path) -> None:
+    import resource
+
+    for i in range(120):
+        shard(tmp_path / f"{i:03d}.tar", {f"{i}a": 0, f"{i}b": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 80, hard))
+    try:
+        train = load(f"wds:{tmp_path}").train
+        assert all(train.read(i).shape == (3, 20, 24) for i in range(len(train)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_tables_as_spreadsheets_write_them(encoding: str, delimiter: str, tmp_path: Path) -> None:
+    class_folders(tmp_path, {"cät": 6, "dog": 6}, ".png")
+    rows = [
+        delimiter.join((f"{name}\\{name}_{i}.png", f"{name}{' ' if i % 2 else ''}"))
+        for name in ("cät", "dog")
+        for i in range(6)
+    ]
+    text = "\r\n".join([delimiter.join(("File", "Class")), *rows, ""])
+    (tmp_path / "list.csv").write_bytes(text.encode(encoding))
+    splits = load(f"csv:{tmp_path}/list.csv", image_column="file", label_column="Class")
+    assert splits.train.class_names == ("cät", "dog")
+    assert sum(sizes(splits)) == 12
+
+
+def test_a_line_without_a_label_is_named(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"a": 3, "b": 3}, ".png")
+    rows = [f"{name}/{name}_{i}.png,{'' if (name, i) == ('b', 1) else name}" for name in "ab" for i in range(3)]
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(rows))
+    with pytest.raises(BadRequest, match="1 images of all have no label: line 6"):
+        load(f"csv:{tmp_path}/list.csv")
+
+
+def test_names_that_are_not_utf8_are_read_and_printable(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"cat": 4, "dog": 4}, ".png")
+    os.rename(os.fsencode(tmp_path / "cat" / "cat_0.png"), os.fsencode(tmp_path / "cat") + b"/caf\xe9.png")
+    os.rename(os.fsencode(tmp_path / "dog"), os.fsencode(tmp_path) + b"/ch\xeen")
+    splits = load(f"folder:{tmp_path}")
+    names = [name for part in (splits.train, splits.val, splits.test) for name in part.ids]
+    assert "cat/caf\\xe9.png" in names
+    assert splits.train.class_names == ("cat", "ch\\xeen")
+    "".join(names).encode()
+
+
+def test_broken_images_are_all_named_or_left_out_and_counted(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"cat": 5, "dog": 5}, ".jpg")
+    (tmp_path / "cat" / "cat_1.jpg").write_bytes(b"")
+    cut = tmp_path / "dog" / "dog_1.jpg"
+    cut.write_bytes(cut.read_bytes()[:300])
+    (tmp_path / "dog" / "dog_2.jpg").write_text("<html>404</html>")
+    with pytest.raises(BadRequest, match=r"cat_1\.jpg cannot be read: it is empty \(0 bytes\).*dog_1.*dog_2"):
+        load(f"folder:{tmp_path}")
+    splits = load(f"folder:{tmp_path}", broken="leave_out")
+    assert splits.left_out == 3
+    assert sum(sizes(splits)) == 7
+
+
+def test_lists_of_corrections_leave_images_out_and_change_their_class(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"cat": 7, "dog": 7}, ".png")
+    (tmp_path / "bad.csv").write_text(
+        f"path,reason\ncat/cat_0.png,blurred\n{tmp_path}/cat/cat_1.png,x\nnone.png,gone\n"
+    )
+    (tmp_path / "new.csv").write_text("path,label\ncat/cat_2.png,dog\n")
+    splits = load(f"folder:{tmp_path}", exclude=tmp_path / "bad.csv", relabel=tmp_path / "new.csv")
+    label_of = {
+        name: part.class_names[label]
+        for part in (splits.train, splits.val, splits.test)
+        for name, label in zip(part.ids, part.labels, strict=True)
+    }
+    assert len(label_of) == 12
+    assert label_of["cat/cat_2.png"] == "dog"
+    assert any("2 images left out by" in note and "none.png" in note for note in splits.notes)
+    (tmp_path / "new.csv").write_text("path,label\ncat/cat_2.png,dgo\n")
+    with pytest.raises(BadRequest, match="line 2: 'dgo' is no class of .*; did you mean 'dog'"):
+        load(f"folder:{tmp_path}", relabel=tmp_path / "new.csv")
