@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
-from schane_cli.metrics.embedding import embedding_quality
+from schane_cli.metrics.embedding import analyse_embeddings
 from schane_cli.metrics.projection2d import tsne
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     runs: dict[str, Callable[[], Any]] = {
         "scikit-learn t-SNE, default": lambda: TSNE(random_state=0).fit_transform(vectors),
         "schane t-SNE": lambda: tsne(vectors, seed=0),
-        "schane figures": lambda: embedding_quality(vectors, labels, seed=0),
+        "schane metrics": lambda: analyse_embeddings(vectors, labels, seed=0),
     }
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(asked.rounds):

@@ -1,6 +1,7 @@
-"""The one exception a user sees: a sentence in his own terms, and the exit code that goes with it."""
+"""The one exception a user sees: a sentence in the user's terms, and the exit code that goes with it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -14,6 +15,15 @@ class BadRequest(SchaneError):  # noqa: N818 (reads as what it is)
     """Something asked for that cannot be done (exit code 2). Raised before any work starts."""
 
     exit_code = 2
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """A ValueError of the science (losses, few-shot, metrics) inside becomes a BadRequest with the same sentence."""
+    try:
+        yield
+    except ValueError as reason:
+        raise BadRequest(str(reason)) from reason
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,15 +11,16 @@ import numpy as np
 import pandas as pd
 
 from schane_cli.errors import BadRequest, nearest
-from schane_cli.metrics.classification import better_is_lower
 from schane_cli.metrics.intervals import (
     Estimate,
     PairedComparison,
     effect_size,
     holm,
-    mean_over_seeds,
     paired_comparison,
+    t_interval,
 )
+from schane_cli.metrics.registry import Metric, find_metric
+from schane_cli.metrics.registry import metric as registered
 from schane_cli.run import RunFolder, plain
 
 # Keys that say where and how a run was computed, not what it computed.
@@ -28,29 +29,22 @@ INDIFFERENT = {
     "train.sharding",
 }  # fmt: skip
 TRAIN_SET = ("data.dataset", "data.train_per_class", "data.train_on")
-COST = ("train_seconds", "views_forwarded", "peak_memory_bytes", "energy_joules")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its recipe by dotted key, its figures by name, and the name of its group if a study gave one.
+    """A finished run: its recipe by dotted key, its metrics by name, and the name of its group if a study gave one.
 
-    `directions`: "higher", "lower" or "none" is better, for the figures whose name does not say it. `counts`: of how
-    many images or episodes a figure is.
+    `values` are as in summary.json, without the metrics' unit. `counts`: over how many images or episodes a metric is.
     """
 
     path: str
     recipe: Mapping[str, Any]
-    figures: Mapping[str, float]
+    values: Mapping[str, float]
     identity: Mapping[str, str]
     seed: int
     label: str | None = None
-    directions: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, str] = field(default_factory=dict)
-
-    def direction(self, metric: str) -> str:
-        """Which way a figure is better."""
-        return self.directions.get(metric, "lower" if better_is_lower(metric) else "higher")
 
 
 @dataclass(frozen=True)
@@ -61,15 +55,12 @@ class Group:
     runs: Mapping[int, Run]
 
     def values(self, metric: str, seeds: Iterable[int]) -> list[float]:
-        """A figure of the given seeds, in their order."""
-        return [self.runs[seed].figures[metric] for seed in seeds]
+        """A metric of the given seeds, in their order."""
+        return [self.runs[seed].values[metric] for seed in seeds]
 
     def estimate(self, metric: str, seeds: Sequence[int]) -> Estimate:
-        """Mean over seeds with its t-interval; one seed has no interval (NaN)."""
-        values = self.values(metric, seeds)
-        if len(values) < 2:
-            return Estimate(values[0], (float("nan"), float("nan")), 1)
-        return mean_over_seeds(values)
+        """Mean over seeds with its t-interval, kept to the metric's range; one seed has no interval."""
+        return t_interval(self.values(metric, seeds), registered(metric).bounds)
 
 
 @dataclass(frozen=True)
@@ -101,20 +92,26 @@ class Block:
     notes: tuple[str, ...]
 
     @property
+    def meaning(self) -> Metric:
+        """The metric's entry in the registry."""
+        return registered(self.metric)
+
+    @property
     def count(self) -> str | None:
         """`n = 10,000 images`: of what the metric is in every run."""
         return self.groups[0].runs[self.seeds[0]].counts.get(self.metric)
 
     def table(self) -> pd.DataFrame:
-        """One row a group: every shared figure with its interval, the paired difference, the cost."""
+        """One row per group: every shared metric with its interval, the paired difference, the cost."""
         by_label = {difference.label: difference for difference in self.differences}
         return pd.DataFrame([self._row(group, by_label.get(group.label)) for group in self.groups])
 
     def _row(self, group: Group, difference: Difference | None) -> dict[str, Any]:
         row: dict[str, Any] = {"group": group.label, "n_seeds": len(self.seeds)}
-        for name in shared_figures(run for one in self.groups for run in one.runs.values()):
+        for name in shared_metrics(run for one in self.groups for run in one.runs.values()):
             estimate = group.estimate(name, self.seeds)
-            row |= {name: estimate.value, f"{name}_low": estimate.ci95[0], f"{name}_high": estimate.ci95[1]}
+            low, high = estimate.ci95 or (None, None)
+            row |= {name: estimate.value, f"{name}_low": low, f"{name}_high": high}
         if difference is not None:
             pair = difference.pair
             row |= {
@@ -146,12 +143,12 @@ def compare_runs(runs: Sequence[Run], *, metric: str | None, baseline: str | Non
     """The same of runs that are read already."""
     if not runs:
         raise BadRequest("no finished run is there; a run has recipe.yaml and summary.json in its folder")
-    known = shared_figures(runs)
+    known = shared_metrics(runs)
     reported = [name for name in known if name == "test_accuracy" or "shot_" in name]
     metric = metric or next(iter([*reported, *known]), "")
     if metric not in known:
         raise BadRequest(
-            f"not every run has the figure {metric!r}{nearest(metric, known)}; all have {', '.join(known)}"
+            f"not every run has the metric {metric!r}{nearest(metric, known)}; all have {', '.join(known)}"
         )
     by_train = defaultdict(list)
     for run in runs:
@@ -171,7 +168,7 @@ def compare_runs(runs: Sequence[Run], *, metric: str | None, baseline: str | Non
 def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
     """Every finished run in the folders, below them, or matched by a glob; notes name the unfinished.
 
-    A run whose `embed` folder holds what `schane embed` made of it has those figures too.
+    A run whose `embed` folder holds what `schane embed` made of it has those metrics too.
     """
     folders: dict[Path, None] = {}
     for given in paths:
@@ -197,52 +194,43 @@ def _read_run(folder: Path, summary: Mapping[str, Any]) -> Run:
     run = make_run(str(folder), files.read_settings(), summary)
     if not files.embedded.finished:
         return run
-    found = files.embedded.read_summary()
-    where = f"{found['dataset']} {found['split']} {found['layer']}, n={found['n']}"
-    own = [one for one in found["checkpoints"] if folder.resolve() in Path(one["checkpoint"]).resolve().parents]
-    figures = {
-        f"{where}: {name}": figure
+    embedded = files.embedded.read_summary()
+    where = f"{embedded['dataset']} {embedded['split']} {embedded['layer']}, n={embedded['n']}"
+    own = [one for one in embedded["checkpoints"] if folder.resolve() in Path(one["checkpoint"]).resolve().parents]
+    values = {
+        f"{where}: {name}": float(entry["value"])
         for one in own
-        for name, figure in one["figures"].items()
-        if figure["value"] is not None
+        for name, entry in one["figures"].items()
+        if entry["value"] is not None and find_metric(name)
     }
-    return replace(
-        run,
-        figures={**run.figures, **{name: figure["value"] for name, figure in figures.items()}},
-        directions={name: figure["direction"] for name, figure in figures.items()},
-    )
+    return replace(run, values={**run.values, **values})
 
 
 def make_run(path: str, recipe: Mapping[str, Any], summary: Mapping[str, Any], label: str | None = None) -> Run:
     """A run from its flat recipe and its summary."""
-    figures = {
+    values = {
         name: float(value)
         for name, value in summary.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and not name.endswith("_n")
+        if isinstance(value, int | float) and (known := find_metric(name)) and known.kind != "rate"
     }
     splits = {"test"} if "results" in summary else {"test", "val"}  # few-shot's val accuracy may be over episodes
-    split_of = {name: split for name in figures if (split := name.split("_")[0]) in splits and f"{split}_n" in summary}
+    split_of = {name: split for name in values if (split := name.split("_")[0]) in splits and f"{split}_n" in summary}
     counts = {name: f"n = {summary[f'{split}_n']:,} images" for name, split in split_of.items()}
     for result in summary.get("results", []):
         prefix = f"{result['checkpoint']}_" if len(summary["checkpoints"]) > 1 else ""
         name = f"{prefix}{result['shots']}shot_{result['classifier']}_accuracy"
-        figures[name], counts[name] = result["accuracy"], f"n = {result['accuracy_episodes']:,} episodes"
+        values[name], counts[name] = result["accuracy"], f"n = {result['accuracy_episodes']:,} episodes"
     identity = {name: value for name, value in summary.items() if name.endswith("_sha256") and isinstance(value, str)}
     identity |= {f"episodes_{shots}": value for shots, value in summary.get("episodes_sha256", {}).items()}
     seed = int(summary.get("seed", recipe.get("seed", 0)))
-    return Run(path, recipe, figures, identity, seed, label, counts=counts)
+    return Run(path, recipe, values, identity, seed, label, counts=counts)
 
 
-_NOT_FIGURES = {
-    "seed", "epochs", "best_epoch", "ways", "queries", "dirichlet", "novel_n", "images_per_second", "data_wait_percent",
-}  # fmt: skip
-
-
-def shared_figures(runs: Iterable[Run]) -> list[str]:
-    """Names of the figures that every run has, in the first one's order; accuracies before costs."""
+def shared_metrics(runs: Iterable[Run]) -> list[str]:
+    """Names of the metrics that every run has, in the first one's order; results before costs."""
     every = list(runs)
-    names = [name for name in every[0].figures if name not in _NOT_FIGURES and all(name in r.figures for r in every)]
-    return [*(name for name in names if name not in COST), *(name for name in names if name in COST)]
+    names = [name for name in every[0].values if all(name in run.values for run in every)]
+    return sorted(names, key=lambda name: registered(name).kind == "cost")
 
 
 def _block_title(members: Sequence[Run], by_train: Mapping[Any, Any]) -> str:
@@ -261,7 +249,7 @@ def _block(members: Sequence[Run], metric: str, baseline: str | None, common: bo
     first = _baseline(groups, baseline)
     others = [group for group in groups if group is not first]
     differences = _differences(first, others, metric, seeds)
-    sign = -1 if members[0].direction(metric) == "lower" else 1
+    sign = -1 if registered(metric).direction == "lower" else 1
     ordered = sorted(groups, key=lambda group: -sign * float(np.mean(group.values(metric, seeds))))
     return Block(title, metric, tuple(seeds), tuple(ordered), tuple(differences), tuple(notes))
 
@@ -342,7 +330,7 @@ def _differences(first: Group, others: Sequence[Group], metric: str, seeds: Sequ
         changes = [scores[group.label] - scores[first.label] for group in others]
     else:
         return []
-    adjusted, direction = holm([pair.p_value for pair in pairs]), first.runs[seeds[0]].direction(metric)
+    adjusted = holm([pair.p_value for pair in pairs])
     return [
         Difference(
             group.label,
@@ -351,7 +339,7 @@ def _differences(first: Group, others: Sequence[Group], metric: str, seeds: Sequ
             unit,
             effect_size(change),
             p,
-            sentence(group.label, first.label, metric, direction, pair, unit, p),
+            sentence(group.label, first.label, registered(metric), pair, unit, p),
         )
         for group, pair, change, p in zip(others, pairs, changes, adjusted, strict=True)
     ]
@@ -367,22 +355,17 @@ def _episode_accuracies(run: Run, metric: str) -> np.ndarray:
     return chosen.sort_values("episode")["accuracy"].to_numpy()
 
 
-def sentence(
-    label: str, baseline: str, metric: str, direction: str, pair: PairedComparison, unit: str, p_adjusted: float
-) -> str:
-    """`schane is better than ce by 1.20 points of test_accuracy (95 % interval ...)`, or that they are not told apart.
+def sentence(label: str, baseline: str, metric: Metric, pair: PairedComparison, unit: str, p_adjusted: float) -> str:
+    """`schane is better than ce: +1.20 points of test top-1 accuracy (95 % interval ...)`, or that neither is.
 
     A verdict needs Holm's adjusted p below 0.05: what one of many comparisons shows by chance is none.
     """
-    scale, points = (100, " points") if metric.endswith("accuracy") else (1, "")
-    change, low, high = (scale * value for value in (pair.difference, pair.low, pair.high))
-    interval = f"95 % interval {low:+.3g} to {high:+.3g}"
+    change = f"{metric.change_text(pair.difference)} of {metric.label}"
+    interval = f"95 % interval {metric.change_interval((pair.low, pair.high))}"
     how = f"paired over {pair.n_episodes} {unit}, p = {p_adjusted:.2g}"
     if p_adjusted >= 0.05:
-        return f"{label} and {baseline} are not told apart: {change:+.3g}{points} of {metric} ({interval}, {how})"
-    words = {"higher": ("worse", "better"), "lower": ("better", "worse"), "none": ("lower", "higher")}
-    verdict = words[direction][change > 0]
-    return f"{label} is {verdict} than {baseline}: {change:+.3g}{points} of {metric} ({interval}, {how})"
+        return f"{label} and {baseline} are not told apart: {change} ({interval}, {how})"
+    return f"{label} is {metric.better(pair.difference)} than {baseline}: {change} ({interval}, {how})"
 
 
 def as_json(blocks: Sequence[Block], notes: Sequence[str]) -> dict[str, Any]:

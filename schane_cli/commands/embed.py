@@ -15,13 +15,14 @@ import torch
 from schane_cli.commands.embed_tables import predictions, read_embeddings, write_npy, write_table
 from schane_cli.commands.evaluate import select_images
 from schane_cli.distributed import rank
-from schane_cli.errors import BadRequest, nearest
+from schane_cli.errors import BadRequest, nearest, refusing
 from schane_cli.features.store import FeatureStore, stored_features
 from schane_cli.images.imageset import ImageSet
 from schane_cli.metrics import embedding as quality
 from schane_cli.metrics.bootstrap import Floats, Ints
-from schane_cli.metrics.embedding import EmbeddingAnalysis, Figure, FigureDifference
+from schane_cli.metrics.embedding import EmbeddingAnalysis, PairedDifference
 from schane_cli.metrics.projection2d import PrincipalComponents, principal_components, tsne
+from schane_cli.metrics.registry import metric
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.recipe import Recipe, build_recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label
@@ -87,7 +88,7 @@ class Embedded:
     images: ImageSet
     n_images: int
     views: list[View]
-    differences: list[list[FigureDifference]]
+    differences: list[dict[str, PairedDifference]]
     summary: dict[str, Any]
 
 
@@ -149,7 +150,8 @@ def embed(
 
 def _finished(job: Job, run: RunFolder, views: list[View]) -> Embedded:
     """Differences, summary and points.csv."""
-    differences = [quality.compare_embeddings(views[0].analysis, view.analysis) for view in views[1:]]
+    with refusing():
+        differences = [quality.compare_embeddings(views[0].analysis, view.analysis) for view in views[1:]]
     summary = _summary(job, views, differences) | {"run": str(run.path)}
     write_points(run.points_table, job.points, views)
     run.finish(summary)
@@ -323,16 +325,18 @@ def _view(
 ) -> View:
     """Figures and pictures of the points of one checkpoint or table."""
     labels = job.points.labels
-    analysis, figures_seconds = _with_progress(
-        job.terminal,
-        f"figures, {job.names[number]}",
-        lambda tell: quality.analyse_embeddings(vectors, labels, seed=SEED, progress=lambda _, share: tell(share)),
-    )
-    points, tsne_seconds = _with_progress(
-        job.terminal,
-        f"t-SNE, {job.names[number]}",
-        lambda tell: tsne(vectors, seed=SEED, perplexity=job.options.perplexity, progress=tell),
-    )
+    with refusing():
+        analysis, figures_seconds = _with_progress(
+            job.terminal,
+            f"figures, {job.names[number]}",
+            lambda tell: quality.analyse_embeddings(vectors, labels, seed=SEED, progress=lambda _, share: tell(share)),
+        )
+        points, tsne_seconds = _with_progress(
+            job.terminal,
+            f"t-SNE, {job.names[number]}",
+            lambda tell: tsne(vectors, seed=SEED, perplexity=job.options.perplexity, progress=tell),
+        )
+        pca = principal_components(vectors)
     return View(
         name=job.names[number],
         origin=origin,
@@ -341,7 +345,7 @@ def _view(
         confidence=confidence,
         analysis=analysis,
         tsne=points,
-        pca=principal_components(vectors),
+        pca=pca,
         costs=costs | {"figures_seconds": figures_seconds, "tsne_seconds": tsne_seconds},
     )
 
@@ -381,7 +385,7 @@ def write_points(path: Path, images: ImageSet, views: Sequence[View]) -> None:
     pd.concat(frames).to_csv(path, index=False, float_format="%.6g")
 
 
-def _summary(job: Job, views: Sequence[View], differences: Sequence[list[FigureDifference]]) -> dict[str, Any]:
+def _summary(job: Job, views: Sequence[View], differences: Sequence[dict[str, PairedDifference]]) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "command": "embed",
         "dataset": job.dataset,
@@ -397,15 +401,17 @@ def _summary(job: Job, views: Sequence[View], differences: Sequence[list[FigureD
     }
     if differences:
         summary["differences"] = {
-            f"{name} minus {job.names[0]}": {figure_key(d): _difference(d, job.names[0], name) for d in rows}
+            f"{name} minus {job.names[0]}": {
+                key: _difference(key, row, job.names[0], name) for key, row in rows.items()
+            }
             for name, rows in zip(job.names[1:], differences, strict=True)
         }
     return summary
 
 
-def _difference(d: FigureDifference, first: str, second: str) -> dict[str, Any]:
+def _difference(key: str, d: PairedDifference, first: str, second: str) -> dict[str, Any]:
     better = {"first": first, "second": second, "neither": None}[d.better]
-    return {"difference": d.difference, "ci95": d.ci95, "n": d.n, "direction": d.direction, "better": better}
+    return {"difference": d.difference, "ci95": d.ci95, "n": d.n, "direction": metric(key).direction, "better": better}
 
 
 def _view_summary(view: View) -> dict[str, Any]:
@@ -416,12 +422,7 @@ def _view_summary(view: View) -> dict[str, Any]:
         "dimensions": view.vectors.shape[1],
         **view.costs,
         "figures": {
-            figure_key(f): {"value": f.value, "ci95": f.ci95, "n": f.n, "direction": f.direction}
-            for f in view.analysis.figures
+            key: {"value": one.value, "ci95": one.ci95, "n": one.n, "direction": metric(key).direction}
+            for key, one in view.analysis.metrics.items()
         },
     }
-
-
-def figure_key(figure: Figure | FigureDifference) -> str:
-    """`kNN accuracy, k=20`, and `isotropy, within class` for one within class."""
-    return figure.name if figure.scope == "overall" else f"{figure.name}, {figure.scope}"

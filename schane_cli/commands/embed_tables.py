@@ -10,23 +10,18 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from schane_cli.errors import BadRequest, nearest
+from schane_cli.errors import BadRequest, nearest, refusing
 from schane_cli.features.store import FeatureStore
 from schane_cli.images.imageset import Files, ImageSet, Names
 from schane_cli.metrics.bootstrap import Floats, Ints
+from schane_cli.metrics.checks import require_direction, require_finite
 
 
 def check_vectors(vectors: Floats, ids: Sequence[str], what: str) -> None:
     """Raises BadRequest, naming the images, for rows of `vectors` (n, d) that are not finite or wholly zero."""
-    problems = {
-        "not finite": ~np.isfinite(vectors).all(axis=1),
-        "zero, without a direction": (vectors == 0).all(axis=1),
-    }
-    for problem, wrong in problems.items():
-        rows = np.flatnonzero(wrong)
-        if len(rows):
-            named = ", ".join(ids[int(row)] for row in rows[:5]) + (", …" if len(rows) > 5 else "")
-            raise BadRequest(f"{what} of {len(rows)} image{'s' if len(rows) > 1 else ''} ({named}) is {problem}")
+    with refusing():
+        require_finite(vectors, what, ids)
+        require_direction(vectors, what, ids)
 
 
 def predictions(logits: Floats) -> tuple[Ints, Floats]:

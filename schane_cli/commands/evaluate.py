@@ -11,7 +11,7 @@ from torchvision.io import encode_png
 
 from schane_cli.commands.robustness import Foreign, corruption_figures, load_foreign, ood_figures, outputs
 from schane_cli.datasets.load import load_splits
-from schane_cli.errors import BadRequest
+from schane_cli.errors import BadRequest, refusing
 from schane_cli.features.extract import Features
 from schane_cli.images.identity import image_changes, record
 from schane_cli.images.imageset import ImageSet
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """Classification figures of one image set, and the seconds of its pass through loader and model."""
+    """Classification metrics of one image set, and the seconds of its pass through loader and model."""
 
     top1: Estimate
     top5: Estimate | None  # None with five classes or fewer, where it says nothing
@@ -40,18 +40,18 @@ class Scores:
     seconds: float
 
     def summary(self, split: str) -> dict[str, Any]:
-        """Flat, JSON-ready figures under names that begin with the split's."""
+        """Flat, JSON-ready metrics under names that begin with the split's."""
         named = {f"{split}_accuracy": self.top1, f"{split}_top5_accuracy": self.top5}
         return {f"{split}_n": self.top1.n, **flat(named), **calibration_figures(split, self.calibration)}
 
 
 def flat(named: Mapping[str, Estimate | None]) -> dict[str, Any]:
-    """Each figure and its interval under `NAME` and `NAME_ci95`; a figure that says nothing is left out."""
-    found: dict[str, Any] = {}
+    """Each metric and its interval under `NAME` and `NAME_ci95`; a metric that says nothing is left out."""
+    entries: dict[str, Any] = {}
     for name, estimate in named.items():
         if estimate is not None:
-            found |= {name: estimate.value, f"{name}_ci95": list(estimate.ci95)}
-    return found
+            entries |= {name: estimate.value, f"{name}_ci95": list(estimate.ci95) if estimate.ci95 else None}
+    return entries
 
 
 def calibration_figures(split: str, found: Calibration, suffix: str = "") -> dict[str, Any]:
@@ -61,20 +61,21 @@ def calibration_figures(split: str, found: Calibration, suffix: str = "") -> dic
 
 
 def score(loaded: Loaded, images: ImageSet, *, device: torch.device, terminal: Terminal) -> Scores:
-    """One pass of the model over the images, and all figures from its logits."""
+    """One pass of the model over the images, and all metrics from its logits."""
     started = time.perf_counter()
     with terminal.task(f"scoring {images.split}", len(images), "img") as task:
-        found = outputs(loaded, images, device=device, task=task)
+        features = outputs(loaded, images, device=device, task=task)
     seconds = time.perf_counter() - started
-    n_classes = found.logits.shape[1]
-    return Scores(
-        top1=metrics.topk_accuracy(found.logits, found.labels),
-        top5=metrics.topk_accuracy(found.logits, found.labels, k=5) if n_classes > 5 else None,
-        per_class=metrics.per_class_accuracy(found.logits, found.labels),
-        calibration=metrics.calibration(found.logits, found.labels, seed=0),
-        features=found,
-        seconds=seconds,
-    )
+    logits, labels = features.logits, features.labels
+    with refusing():
+        return Scores(
+            top1=metrics.topk_accuracy(logits, labels),
+            top5=metrics.topk_accuracy(logits, labels, k=5) if logits.shape[1] > 5 else None,
+            per_class=metrics.per_class_accuracy(logits, labels),
+            calibration=metrics.calibration(logits, labels, seed=0),
+            features=features,
+            seconds=seconds,
+        )
 
 
 def select_images(loaded: Loaded, data: DataRecipe, split: str) -> tuple[ImageSet, list[str]]:
@@ -118,7 +119,7 @@ def _moved_note(loaded: Loaded, splits: Splits, data: DataRecipe) -> list[str]:
 
 @dataclass(frozen=True)
 class Extras:
-    """What `schane eval` does beyond its figures: corruption robustness, and sets that should look foreign."""
+    """What `schane eval` does beyond its metrics: corruption robustness, and out-of-distribution sets."""
 
     corruptions: bool = False
     ood: tuple[str, ...] = ()
@@ -196,7 +197,7 @@ def make_plan(loaded: Loaded, recipe: Recipe, split: str, extras: Extras) -> Pla
 def evaluate_one(
     loaded: Loaded, plan: Plan, split: str, extras: Extras, run: RunFolder, device: torch.device, terminal: Terminal
 ) -> dict[str, Any]:
-    """Figures, tables and summary of one dataset, into its own folder."""
+    """Metrics, tables and summary of one dataset, into its own folder."""
     images, dataset = plan.images, plan.recipe.data.dataset
     terminal.say(f"data       {dataset} {split}: {len(images)} images, {len(images.class_names)} classes")
     for note in plan.notes:
@@ -231,8 +232,9 @@ def scaled(
         return {}
     with terminal.task("scoring val for the temperature", len(plan.held_out), "img") as task:
         held_out = outputs(loaded, plan.held_out, device=device, task=task)
-    fit = metrics.fit_temperature(held_out.logits, held_out.labels)
-    after = metrics.calibration(found.logits, found.labels, seed=0, temperature=fit.temperature)
+    with refusing():
+        fit = metrics.fit_temperature(held_out.logits, held_out.labels)
+        after = metrics.calibration(found.logits, found.labels, seed=0, temperature=fit.temperature)
     return {
         "temperature": fit.temperature,
         "temperature_val_n": len(held_out.labels),
@@ -250,7 +252,7 @@ def bins(found: Calibration) -> list[dict[str, Any]]:
             "n": b.n,
             "confidence": b.confidence,
             "accuracy": b.accuracy.value if b.accuracy else None,
-            "accuracy_ci95": list(b.accuracy.ci95) if b.accuracy else None,
+            "accuracy_ci95": list(b.accuracy.ci95) if b.accuracy and b.accuracy.ci95 else None,
         }
         for b in found.reliability
     ]
@@ -286,7 +288,7 @@ def write_tables(run: RunFolder, scores: Scores, images: ImageSet) -> None:
     rows = [
         {"class": name, "n": e.n, "accuracy": e.value, "ci95_low": e.ci95[0], "ci95_high": e.ci95[1]}
         for name, e in zip(images.class_names, scores.per_class, strict=True)
-        if e is not None
+        if e is not None and e.ci95 is not None
     ]
     pd.DataFrame(rows).to_csv(run.per_class_table, index=False)
     names = list(images.class_names)

@@ -14,7 +14,7 @@ import torch
 from schane_cli.datasets.catalog import class_list
 from schane_cli.datasets.load import load_fewshot_splits
 from schane_cli.distributed import rank
-from schane_cli.errors import BadRequest, nearest
+from schane_cli.errors import BadRequest, nearest, refusing
 from schane_cli.features.extract import extract
 from schane_cli.features.store import RandomView, stored_features
 from schane_cli.fewshot.classifiers import CLASSIFIERS, TRANSDUCTIVE
@@ -22,7 +22,8 @@ from schane_cli.fewshot.episodes import Episodes, disjoint_episodes, draw_episod
 from schane_cli.fewshot.scores import evaluate_episodes
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.splits import FewshotSplits
-from schane_cli.metrics.intervals import mean_ci95, paired_comparison
+from schane_cli.metrics.intervals import paired_comparison, t_interval
+from schane_cli.metrics.registry import METRICS
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.models.model import SchaneModel
 from schane_cli.recipe import FewshotRecipe, Recipe, build_recipe
@@ -118,6 +119,7 @@ def draw_all(novel: ImageSet, recipe: Recipe) -> dict[int, Episodes]:
     return {shots: draw(novel, recipe, shots) for shots in recipe.fewshot.shots}
 
 
+@refusing()
 def draw(novel: ImageSet, recipe: Recipe, shots: int) -> Episodes:
     """The recipe's episodes at a number of shots."""
     settings = recipe.fewshot
@@ -177,6 +179,7 @@ def base_job(
     return job
 
 
+@refusing()
 def episode_score(model: SchaneModel, job: Job, recipe: Recipe) -> tuple[float, float]:
     """(mean nearest-centroid accuracy over episodes on the val classes, its complement)."""
     settings = recipe.fewshot
@@ -226,6 +229,7 @@ def embeddings(
     return torch.from_numpy(store.rows("embedding", np.arange(len(images))))
 
 
+@refusing()
 def _accuracies(one: Entrant, episodes: Episodes, classifier: str, recipe: Recipe, task: Any = None) -> np.ndarray:
     """Whether each query of each episode is right: bool (E, q)."""
     done = 0
@@ -278,10 +282,11 @@ def score_all(
 
 def interval(name: str, correct: np.ndarray) -> dict[str, Any]:
     """Mean accuracy, its 95 % t-interval over episodes, and their number."""
-    mean, half = mean_ci95(correct.mean(1))
-    return {name: mean, f"{name}_ci95": [mean - half, mean + half], f"{name}_episodes": len(correct)}
+    estimate = t_interval(correct.mean(1), METRICS["fewshot_accuracy"].bounds)
+    return {name: estimate.value, f"{name}_ci95": estimate.ci95 or [None, None], f"{name}_episodes": len(correct)}
 
 
+@refusing()
 def disjoint_interval(one: Entrant, novel: ImageSet, shots: int, classifier: str, recipe: Recipe) -> dict[str, Any]:
     """The same over episodes that share no image, which accounts for the finite test set (arXiv 2409.02850)."""
     settings = recipe.fewshot
@@ -307,11 +312,12 @@ def compare(
 def _compare_two(
     first: str, other: str, shots: int, method: str, correct: Mapping[tuple[str, int, str], np.ndarray]
 ) -> dict[str, Any]:
+    metric = METRICS["fewshot_accuracy"]
     pair = paired_comparison(correct[first, shots, method].mean(1), correct[other, shots, method].mean(1))
     verdict = "better than" if pair.low > 0 else "worse than" if pair.high < 0 else "not told apart from"
     sentence = (
-        f"{shots}-shot, {method}: {other} is {verdict} {first}: {100 * pair.difference:+.2f} points (95 % interval "
-        f"{100 * pair.low:+.2f} to {100 * pair.high:+.2f}) over the same {pair.n_episodes} episodes, "
+        f"{shots}-shot, {method}: {other} is {verdict} {first}: {metric.change_text(pair.difference)} (95 % interval "
+        f"{metric.change_interval((pair.low, pair.high))}) over the same {pair.n_episodes} episodes, "
         f"p = {pair.p_value:.2g}"
     )
     return {

@@ -10,7 +10,8 @@ from schane_cli.commands.evaluate import score, write_tables
 from schane_cli.datasets.load import load_splits, reading_once
 from schane_cli.distributed import rank
 from schane_cli.errors import BadRequest
-from schane_cli.metrics.intervals import mean_over_seeds
+from schane_cli.metrics.intervals import t_interval
+from schane_cli.metrics.registry import metric
 from schane_cli.models.checkpoint import load_checkpoint
 from schane_cli.recipe import Recipe, build_recipe, differences, set_key
 from schane_cli.run import RESULTS, RunFolder, new_run_path, recipe_label
@@ -121,8 +122,8 @@ def summarise_seeds(summaries: Sequence[Mapping[str, Any]], path: Path) -> dict[
     """Means over the seeds with t-intervals, and each seed's own test accuracy with its n."""
     means: dict[str, Any] = {}
     for name in ("test_accuracy", "test_nll", "test_ece", "val_accuracy", "total_seconds"):
-        estimate = mean_over_seeds([summary[name] for summary in summaries])
-        means |= {name: estimate.value, f"{name}_ci95": list(estimate.ci95)}
+        estimate = t_interval([summary[name] for summary in summaries], metric(name).bounds)
+        means |= {name: estimate.value, f"{name}_ci95": list(estimate.ci95 or ())}
     shared = {
         key: summaries[0][key] for key in ("command", "dataset", "backbone", "loss", "epochs", "device", "test_n")
     }

@@ -12,6 +12,7 @@ from schane_cli.commands.finetune import finetune, refuse_no_epochs, run_or_resu
 from schane_cli.commands.study_file import Setting, StudyFile, read_study, settings, study_recipe
 from schane_cli.datasets.load import load_fewshot_splits, load_splits, reading_once
 from schane_cli.errors import BadRequest, SchaneError
+from schane_cli.metrics.registry import metric
 from schane_cli.recipe import Recipe, to_yaml
 from schane_cli.run import RESULTS, RunFolder, pick_device, plain
 from schane_cli.terminal import Terminal
@@ -132,7 +133,9 @@ class Worker:
         counts = self.queue.counts()
         left, total = counts["waiting"] + counts["running"], sum(counts.values())
         minutes = statistics.fmean(self._seconds) * left / max(counts["running"] + 1, 1) / 60
-        done = f"{total - left}/{total} {_title(setting)}: {self.file.objective} {value:.4g}, {self._seconds[-1]:.0f} s"
+        objective = metric(self.file.objective)
+        scored = f"{objective.label} {objective.text(value)}, {self._seconds[-1]:.0f} s"
+        done = f"{total - left}/{total} {_title(setting)}: {scored}"
         return f"{done}, about {minutes:.0f} min left" if left else done
 
 
@@ -152,10 +155,10 @@ def _title(setting: Setting) -> str:
 
 
 def _figure(summary: Mapping[str, Any], name: str) -> float:
-    figures = make_run("", {}, summary).figures
-    if name not in figures:
-        raise BadRequest(f"the study's metric {name!r} is no figure of its runs, which have {', '.join(figures)}")
-    return figures[name]
+    values = make_run("", {}, summary).values
+    if name not in values:
+        raise BadRequest(f"the study's metric {name!r} is none of its runs' metrics, which are {', '.join(values)}")
+    return values[name]
 
 
 def summarise(file: StudyFile, queue: Any, folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from schane_cli.errors import BadRequest, nearest
+from schane_cli.metrics.registry import find_metric
 from schane_cli.recipe import Recipe, build_recipe, describe_error, find_recipe, known_keys, read_recipe, unknown_key
 
 MAX_TRIALS = 100_000
@@ -47,7 +48,7 @@ class StudyFile(_Part):
     trials: int | None = Field(None, ge=1, le=MAX_TRIALS, description="points drawn by a search")
     seeds: list[int] = Field([0], min_length=1, description="seeds of every setting")
     metric: str | None = Field(
-        None, description="the runs' figure to make best (a search: val_accuracy) or compare (a grid: test_accuracy)"
+        None, description="the runs' metric to make best (a search: val_accuracy) or compare (a grid: test_accuracy)"
     )
     baseline: str | None = Field(None, description="the arm that the others are compared with")
     heartbeat_seconds: int = Field(15, ge=1, description="a worker silent for four of these is taken for dead")
@@ -63,13 +64,17 @@ class StudyFile(_Part):
             raise ValueError("search and trials go together")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds repeat: {self.seeds}")
+        if self.metric is not None and find_metric(self.metric) is None:
+            raise ValueError(
+                f"no metric is called {self.metric!r}; runs have test_accuracy, val_accuracy, test_nll, ..."
+            )
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline {self.baseline!r} is none of the arms{nearest(self.baseline, self.arms)}")
         return self
 
     @property
     def objective(self) -> str:
-        """The figure that a trial is valued by: chosen on val unless the file says otherwise."""
+        """The metric that a trial is judged by: chosen on val unless the file says otherwise."""
         return self.metric or "val_accuracy"
 
 

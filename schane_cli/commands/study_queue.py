@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from schane_cli.commands.study_file import Range, StudyFile, changed_keys, settings
 from schane_cli.errors import BadRequest, SchaneError
-from schane_cli.metrics.classification import better_is_lower
+from schane_cli.metrics.registry import metric
 
 MAX_ATTEMPTS = 3  # of a trial whose workers die
 WAIT_SECONDS = 600.0  # for a storage that does not answer
@@ -71,7 +71,7 @@ class Queue:
             self.study = optuna.create_study(
                 storage=self._storage,
                 study_name=name,
-                direction="minimize" if better_is_lower(study.objective) else "maximize",
+                direction="minimize" if metric(study.objective).direction == "lower" else "maximize",
             )
         except DuplicatedStudyError:
             self.study = optuna.load_study(storage=self._storage, study_name=name)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from schane_cli.errors import BadRequest, nearest
+from schane_cli.errors import nearest
 from schane_cli.fewshot.logistic_regression import fit_logistic
 
 NORMALIZATIONS = ("none", "l2", "cl2n")
@@ -25,15 +25,15 @@ def normalize_features(features: Tensor, how: str, base_mean: Tensor | None = No
     3), with the mean feature of the base training classes.
 
     Raises:
-        BadRequest: an unknown `how`, or "cl2n" without `base_mean`.
+        ValueError: an unknown `how`, or "cl2n" without `base_mean`.
     """
     if how not in NORMALIZATIONS:
-        raise BadRequest(f"unknown normalisation {how!r}: {', '.join(NORMALIZATIONS)}{nearest(how, NORMALIZATIONS)}")
+        raise ValueError(f"unknown normalisation {how!r}: {', '.join(NORMALIZATIONS)}{nearest(how, NORMALIZATIONS)}")
     if how == "none":
         return features
     if how == "cl2n":
         if base_mean is None:
-            raise BadRequest("CL2N (SimpleShot) needs base_mean, the mean feature of the base training classes")
+            raise ValueError("CL2N (SimpleShot) needs base_mean, the mean feature of the base training classes")
         features = features - base_mean.to(features)
     return F.normalize(features, dim=-1)
 
@@ -47,7 +47,7 @@ def centroid(support: Tensor, query: Tensor, *, distance: str = "euclidean") -> 
     if distance == "cosine":
         return _products(F.normalize(query, dim=-1), F.normalize(prototypes, dim=-1))
     if distance != "euclidean":
-        raise BadRequest(f"unknown distance {distance!r}: euclidean or cosine")
+        raise ValueError(f"unknown distance {distance!r}: euclidean or cosine")
     return minus_distances(_products(query, prototypes), prototypes)
 
 
@@ -177,10 +177,10 @@ def classify_logits(name: str, support: Tensor, query: Tensor, **options: Any) -
     """Logits (E, q, n_way) of classifier `name`; `options` are that classifier's own keyword arguments.
 
     Raises:
-        BadRequest: an unknown name.
+        ValueError: an unknown name.
     """
     if name not in CLASSIFIERS:
-        raise BadRequest(f"unknown classifier {name!r}: {', '.join(CLASSIFIERS)}{nearest(name, CLASSIFIERS)}")
+        raise ValueError(f"unknown classifier {name!r}: {', '.join(CLASSIFIERS)}{nearest(name, CLASSIFIERS)}")
     return CLASSIFIERS[name].logits(support, query, **options)
 
 

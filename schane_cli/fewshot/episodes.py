@@ -18,8 +18,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from schane_cli.errors import BadRequest
-
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -79,14 +77,14 @@ def draw_episodes(
         class_names: names by label, for messages.
 
     Raises:
-        BadRequest: a number that is not positive, more ways than classes, or too few images in a class.
+        ValueError: a number that is not positive, more ways than classes, or too few images in a class.
     """
     images, classes = _images_by_class(labels)
     _check_positive(n_way=n_way, n_shot=n_shot, n_query=n_query, episodes=n_episodes)
     if seed < 0 or first < 0:
-        raise BadRequest(f"seed and first episode must not be negative (seed {seed}, first {first})")
+        raise ValueError(f"seed and first episode must not be negative (seed {seed}, first {first})")
     if dirichlet is not None and not dirichlet > 0:
-        raise BadRequest(f"the Dirichlet concentration must be above 0, not {dirichlet}")
+        raise ValueError(f"the Dirichlet concentration must be above 0, not {dirichlet}")
     # Under Dirichlet proportions one class may hold all the queries.
     share = 1 if dirichlet is None else n_way
     most_queries = share * n_query
@@ -118,7 +116,7 @@ def disjoint_episodes(
 
     The sampling behind the "open" interval of Lafargue et al., "Oops, I sampled it again: reinterpreting confidence
     intervals in few-shot learning", TMLR 2024, arXiv 2409.02850: classes are drawn uniformly among those with enough
-    unused images, until fewer than `n_way` of them are left. Pass the accuracies on these episodes to `mean_ci95` (or
+    unused images, until fewer than `n_way` of them are left. Pass the accuracies on these episodes to `t_interval` (or
     to `paired_comparison`): as no image is shared, the spread between episodes holds the spread between images, and
     the interval speaks of new images. Episodes that may share images give a "closed" interval, which speaks only of
     this very set of images and shrinks to nothing with their number. Both take the classes as given.
@@ -127,7 +125,7 @@ def disjoint_episodes(
     5-way 1-shot with 15 queries. Fewer queries give more episodes, each noisier; the paper tunes that number.
 
     Raises:
-        BadRequest: as `draw_episodes`.
+        ValueError: as `draw_episodes`.
     """
     images, classes = _images_by_class(labels)
     _check_positive(n_way=n_way, n_shot=n_shot, n_query=n_query)
@@ -212,7 +210,7 @@ def _images_by_class(labels: ArrayLike) -> tuple[list[Ints], Ints]:
     """Image indices of every class that occurs, in data order, and the sorted labels of those classes."""
     array = np.asarray(labels)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or len(array) == 0:
-        raise BadRequest("labels must be a list of one integer an image")
+        raise ValueError("labels must be a list of one integer an image")
     classes, inverse = np.unique(array, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     return np.split(order, np.cumsum(np.bincount(inverse))[:-1]), classes.astype(np.int64)
@@ -221,7 +219,7 @@ def _images_by_class(labels: ArrayLike) -> tuple[list[Ints], Ints]:
 def _check_positive(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
-            raise BadRequest(f"{name} must be at least 1, not {value}")
+            raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 def _check_sizes(
@@ -235,12 +233,12 @@ def _check_sizes(
 ) -> None:
     """More ways than classes, or a class with fewer images than an episode may ask of it: `share` times its queries."""
     if n_way > len(classes):
-        raise BadRequest(f"{n_way} ways asked for, but there are only {len(classes)} classes")
+        raise ValueError(f"{n_way} ways asked for, but there are only {len(classes)} classes")
     smallest = min(range(len(images)), key=lambda c: len(images[c]))
     if n_shot + n_query > (size := len(images[smallest])):
         label = int(classes[smallest])
         name = repr(class_names[label]) if class_names is not None else f"label {label}"
-        raise BadRequest(
+        raise ValueError(
             f"an episode may need {n_shot} support + {n_query} query images of one class, but class {name} has only "
             f"{size}: ask for at most {(size - n_shot) // share} queries or fewer shots"
             if size - n_shot >= share

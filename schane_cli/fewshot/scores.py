@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from schane_cli.errors import BadRequest
 from schane_cli.fewshot.classifiers import best_way, classify_logits, minus_distances, normalize_features
 from schane_cli.fewshot.episodes import Episodes, Ints
 
@@ -72,12 +71,12 @@ def evaluate_episodes(
         options: the classifier's own.
 
     Raises:
-        BadRequest: an unknown classifier or normalisation, features that are not finite, or of too few images.
+        ValueError: an unknown classifier or normalisation, features that are not finite, or of too few images.
     """
     _check_features(features, episodes, augmented_support)
     if classifier == "simpleshot":
         if normalize not in ("none", "cl2n"):
-            raise BadRequest(f"simpleshot is CL2N on raw features: normalize must be none or cl2n, not {normalize}")
+            raise ValueError(f"simpleshot is CL2N on raw features: normalize must be none or cl2n, not {normalize}")
         classifier, normalize = "centroid", "cl2n"
     device = torch.device(device) if device is not None else features.device
     prepare = partial(_prepared, device=device, normalize=normalize, base_mean=base_mean)
@@ -185,9 +184,9 @@ def _check_features(features: Tensor, episodes: Episodes, augmented_support: Ten
             continue
         last = max(int(episodes.support.max()), int(episodes.query.max()))
         if last >= one.shape[-2]:
-            raise BadRequest(
+            raise ValueError(
                 f"the episodes ask for image number {last}, but there are {name} of only {one.shape[-2]} images: "
                 "features of another data set?"
             )
         if not one.sum().isfinite():  # one pass; isfinite().all() takes four
-            raise BadRequest(f"{name} hold values that are not finite: the backbone's output is broken")
+            raise ValueError(f"{name} hold values that are not finite: the backbone's output is broken")

@@ -1,4 +1,4 @@
-"""The bootstrap that metrics and embedding figures share: which images each resample draws, and the intervals."""
+"""The bootstrap that all metrics share: which images each resample draws."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ RESAMPLE_CELLS = 4_000_000  # weights held as float32 at a time: 16 MB
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure's value on the data and on each bootstrap resample, (B,)."""
+    """A metric's value on the data and on each bootstrap resample, (B,)."""
 
     value: float
     resamples: Floats
 
 
 class Bootstrap:
-    """Resamples of n images with replacement, drawn once from `seed` and shared by every figure.
+    """Resamples of n images with replacement, drawn once from `seed` and shared by every metric.
 
     Two analyses of the same n images with the same seed see the same resamples: that is what makes their difference
     paired. `counts` (B, n) holds how often each image is drawn.
@@ -54,9 +54,9 @@ class Bootstrap:
         return self.weighted_sums(samples) / len(samples)
 
     def measure(self, samples: Floats, combine: Callable[[Floats], Floats] | None = None) -> Measured:
-        """The figure combine(mean of `samples` over images), on the data and on every resample.
+        """The metric combine(mean of `samples` over images), on the data and on every resample.
 
-        `samples` (n, m); `combine` maps means (B, m) to figures (B,). Without it `samples` is (n,) and the figure its
+        `samples` (n, m); `combine` maps means (B, m) to values (B,). Without it `samples` is (n,) and the metric its
         mean.
         """
         if combine is None:
@@ -67,17 +67,3 @@ class Bootstrap:
 
 def _only_column(means: Floats) -> Floats:
     return means[:, 0]
-
-
-def bootstrap_interval(
-    value: float, resamples: Floats, *, low: float = -np.inf, high: float = np.inf
-) -> tuple[float, float]:
-    """95 % interval from bootstrap `resamples` (B,) of a figure that is `value` on the data, kept within [low, high].
-
-    The 2.5 % and 97.5 % quantiles, shifted so that the resamples' mean sits on `value`. Without the shift a figure
-    that resampling itself biases (ECE, which absolute values push up; NMI, which fewer distinct images push up) gets
-    an interval that can exclude its own value.
-    """
-    shift = value - resamples.mean()
-    bounds = np.clip(np.quantile(resamples, [0.025, 0.975]) + shift, low, high)
-    return float(bounds[0]), float(bounds[1])

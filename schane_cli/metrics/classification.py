@@ -13,9 +13,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 from sklearn.metrics import confusion_matrix
 
-from schane_cli.errors import BadRequest
-from schane_cli.metrics.bootstrap import Bootstrap, Floats, Ints, bootstrap_interval
-from schane_cli.metrics.intervals import Estimate, accuracy_interval, as_array, name_rows
+from schane_cli.metrics.bootstrap import Bootstrap, Floats, Ints
+from schane_cli.metrics.checks import as_array, require_finite
+from schane_cli.metrics.intervals import Estimate, accuracy_interval, bootstrap_interval
 
 MAX_LOG_TEMPERATURE = float(np.log(100.0))
 
@@ -59,11 +59,11 @@ def topk_accuracy(logits: Any, labels: Any, k: int = 1) -> Estimate:
     """Share of images whose label is among the k highest logits.
 
     `logits` (n, C), `labels` (n,). A class tied with the label outranks it only with a lower index, as argmax has it,
-    so constant logits do not score 1. Raises BadRequest for k outside 1..C and for malformed input.
+    so constant logits do not score 1. Raises ValueError for k outside 1..C and for malformed input.
     """
     logits, labels = check_logits(logits, labels)
     if not 1 <= k <= logits.shape[1]:
-        raise BadRequest(f"top-{k} accuracy needs k from 1 to the {logits.shape[1]} classes")
+        raise ValueError(f"top-{k} accuracy needs k from 1 to the {logits.shape[1]} classes")
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     tied_before = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
     rank = (logits > own).sum(axis=1) + tied_before.sum(axis=1)
@@ -91,7 +91,7 @@ def calibration(
 
     ECE: sum over bins of |accuracy - confidence| weighted by the bin's share, top label, `n_bins` bins of equal width
     on (0, 1] (Guo et al. 2017, eq. 3). Brier: squared distance to the one-hot label, summed over classes (Brier 1950).
-    `logits` (n, C), `labels` (n,). Raises BadRequest for malformed input.
+    `logits` (n, C), `labels` (n,). Raises ValueError for malformed input.
     """
     logits, labels = check_logits(logits, labels)
     log_p = log_softmax(logits.astype(np.float64) / temperature, axis=1)
@@ -108,9 +108,9 @@ def calibration(
     ece_value, ece_resamples = np.abs(samples[:, 2:].mean(axis=0)).sum(), np.abs(means[:, 2:]).sum(axis=1)
     n = len(labels)
     return Calibration(
-        ece=Estimate(float(ece_value), bootstrap_interval(ece_value, ece_resamples, low=0.0, high=1.0), n),
-        nll=Estimate(float(nll.mean()), bootstrap_interval(nll.mean(), means[:, 0], low=0.0), n),
-        brier=Estimate(float(brier.mean()), bootstrap_interval(brier.mean(), means[:, 1], low=0.0, high=2.0), n),
+        ece=Estimate(float(ece_value), bootstrap_interval(ece_value, ece_resamples, (0.0, 1.0)), n),
+        nll=Estimate(float(nll.mean()), bootstrap_interval(nll.mean(), means[:, 0], (0.0, np.inf)), n),
+        brier=Estimate(float(brier.mean()), bootstrap_interval(brier.mean(), means[:, 1], (0.0, 2.0)), n),
         reliability=_reliability(confidence, correct, in_bin, n_bins),
     )
 
@@ -149,27 +149,18 @@ def fit_temperature(logits: Any, labels: Any) -> TemperatureFit:
     return TemperatureFit(float(np.exp(best)), nll(0.0), nll(best), at_bound)
 
 
-_LOWER_IS_BETTER = ("nll", "ece", "brier", "seconds", "bytes", "joules", "forwarded")
-
-
-def better_is_lower(name: str) -> bool:
-    """Whether less of a figure, called as in summary.json, is better: losses, calibration errors and costs."""
-    return name.split("_")[-1] in _LOWER_IS_BETTER
-
-
 def check_logits(logits: Any, labels: Any) -> tuple[Floats, Ints]:
-    """Arrays of logits (n, C) and labels (n,), or BadRequest: lengths that differ, none, NaN, labels out of range."""
+    """Arrays of logits (n, C) and labels (n,), or ValueError: lengths that differ, none, NaN, labels out of range."""
     logits, labels = as_array(logits), as_array(labels)
     if logits.ndim != 2 or labels.ndim != 1 or len(logits) != len(labels):
-        raise BadRequest(f"logits (n, C) and labels (n,) must go together; got {logits.shape} and {labels.shape}")
+        raise ValueError(f"logits (n, C) and labels (n,) must go together; got {logits.shape} and {labels.shape}")
     if not len(labels):
-        raise BadRequest("there are no images to evaluate")
-    if not np.isfinite(logits).all():
-        raise BadRequest(f"the logits of {name_rows(~np.isfinite(logits).all(axis=1))} are not finite")
+        raise ValueError("there are no images to evaluate")
+    require_finite(logits, "the logits")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise BadRequest(f"labels must be class indices (integers); got {labels.dtype}")
+        raise ValueError(f"labels must be class indices (integers); got {labels.dtype}")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise BadRequest(
+        raise ValueError(
             f"labels run from {labels.min()} to {labels.max()}, but the logits know {logits.shape[1]} classes"
         )
     return logits, labels

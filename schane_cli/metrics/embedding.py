@@ -1,10 +1,10 @@
-"""Embedding quality: every figure with its bootstrap interval, and the paired comparison of two checkpoints.
+"""Embedding quality: every metric with its bootstrap interval, and the paired comparison of two checkpoints.
 
-What the bootstrap resamples is the images, 1,000 times by default, the same resamples for every figure; intervals are
-quantiles shifted onto the figure's value (`bootstrap_interval`). No figure is computed anew on a resample, where an
+What the bootstrap resamples is the images, 1,000 times by default, the same resamples for every metric; intervals are
+quantiles shifted onto the metric's value (`bootstrap_interval`). No metric is computed anew on a resample, where an
 image drawn twice would be its own nearest neighbour and a pair at distance zero. Instead
 
-- figures over pairs (cosines, alignment, uniformity, AUC) are U-statistics over i != j by original index, resampled by
+- metrics over pairs (cosines, alignment, uniformity, AUC) are U-statistics over i != j by original index, resampled by
   their first-order (Hajek) projection;
 - silhouette and mAP@R resample each image's own result plus what it does to the others' (through its class's mean, in
   their gallery);
@@ -12,7 +12,7 @@ image drawn twice would be its own nearest neighbour and a pair at distance zero
   as they are, so that their own variation is not in the interval. Where classes overlap that makes it too narrow: over
   fresh draws of 600 images of 10 classes it held the mean in 84 % (k=1), 90 to 93 % (larger k), 89 % (probe) and 72 %
   (NMI, whose k-means may settle elsewhere) instead of 95 %;
-- figures of the spectrum and of the scatter resample coordinates along axes that stay as they are, which is exact to
+- metrics of the spectrum and of the scatter resample coordinates along axes that stay as they are, which is exact to
   first order (isotropy excepted, whose interval is given its axes: 89 % overall, 70 % within class by the same draws).
 """
 
@@ -22,11 +22,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from schane_cli.errors import BadRequest
-from schane_cli.metrics.bootstrap import Bootstrap, Floats, Ints, Measured, bootstrap_interval
-from schane_cli.metrics.definitions import DEFINITIONS, Direction, Scope
-from schane_cli.metrics.intervals import as_array, name_rows
+from schane_cli.metrics.bootstrap import Bootstrap, Floats, Ints, Measured
+from schane_cli.metrics.checks import as_array, require_direction, require_finite
+from schane_cli.metrics.intervals import Estimate, bootstrap_interval
 from schane_cli.metrics.neighbours import PairPass, pass_over_pairs
+from schane_cli.metrics.registry import metric
 from schane_cli.metrics.separation import (
     class_sums,
     fisher_ratio,
@@ -39,77 +39,49 @@ from schane_cli.metrics.separation import (
 from schane_cli.metrics.spectrum import Axes, effective_rank, iso_score, isotropy, principal_axes
 
 Progress = Callable[[str, float], None]
-Draft = tuple[str, Scope, Measured, int]  # name, scope, values, images that count
+Draft = tuple[str, Measured, int]  # name in the registry, value and resamples, images that count
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure of embedding quality: `value` with its 95 % interval (low, high) over `n` images.
+class PairedDifference:
+    """A metric under two checkpoints on the same images: second minus first, with its paired 95 % interval.
 
-    `direction`: "higher" or "lower" is better, or "none". `definition` is one sentence, `source` its paper, `choices`
-    what was left open and how it was settled.
+    `better`: the checkpoint the interval favours; "neither" where it holds 0 or the metric has no direction.
     """
 
-    name: str
-    value: float
-    ci95: tuple[float, float]
-    n: int
-    direction: Direction
-    scope: Scope
-    definition: str
-    source: str
-    choices: str
-
-
-@dataclass(frozen=True)
-class FigureDifference:
-    """A figure under two checkpoints on the same images: second minus first, with its paired 95 % interval.
-
-    `better`: the checkpoint the interval favours; "neither" where it holds 0 or the figure has no direction.
-    """
-
-    name: str
-    scope: Scope
-    direction: Direction
     first: float
     second: float
     difference: float
-    ci95: tuple[float, float]
+    ci95: tuple[float, float] | None
     n: int
     better: Literal["first", "second", "neither"]
 
 
 @dataclass(frozen=True)
 class EmbeddingAnalysis:
-    """Figures, what pictures need of the same pass, and the resamples that a paired comparison needs.
+    """Metrics, what pictures need of the same pass, and the resamples that a paired comparison needs.
 
-    `pairs`: neighbours, hardest negatives and cosine histograms. `singular_values` (min(n, d),) of the embeddings as
-    they are, largest first. `clusters` (n,): k-means. `probe_correct` (n,): linear probe right, left-one-out.
+    `metrics` and `resamples` by the registry's names, in its order. `pairs`: neighbours, hardest negatives and cosine
+    histograms. `singular_values` (min(n, d),) of the embeddings as they are, largest first. `clusters` (n,): k-means.
+    `probe_correct` (n,): linear probe right, left-one-out.
     """
 
-    figures: list[Figure]
+    metrics: dict[str, Estimate]
     pairs: PairPass
     singular_values: Floats
     clusters: Ints
     probe_correct: Floats
     labels: Ints
     seed: int
-    resamples: dict[tuple[str, Scope], Floats]
-
-
-def embedding_quality(
-    embeddings: Any, labels: Any, *, seed: int, n_bootstrap: int = 1000, progress: Progress | None = None
-) -> list[Figure]:
-    """All figures of `embeddings` (n, d) with `labels` (n,); `analyse_embeddings` without what it needed on the way."""
-    return analyse_embeddings(embeddings, labels, seed=seed, n_bootstrap=n_bootstrap, progress=progress).figures
+    resamples: dict[str, Floats]
 
 
 def analyse_embeddings(
     embeddings: Any, labels: Any, *, seed: int, n_bootstrap: int = 1000, progress: Progress | None = None
 ) -> EmbeddingAnalysis:
-    """All figures of `embeddings` (n, d) with integer `labels` (n,), in the order of `figures.DEFINITIONS`.
+    """All metrics of `embeddings` (n, d) with integer `labels` (n,).
 
-    `seed` draws the resamples and starts k-means. `progress` is told (step, share done). Raises BadRequest for lengths
+    `seed` draws the resamples and starts k-means. `progress` is told (step, share done). Raises ValueError for lengths
     that differ, embeddings that are not finite or zero (which rows), one class, or no two images of a class.
     """
     vectors, classes = check_embeddings(embeddings, labels)
@@ -119,95 +91,92 @@ def analyse_embeddings(
     drafts: list[Draft] = []
     tell("spectrum", 0.0)
     as_they_are = principal_axes(vectors)
-    drafts += _spectrum_figures(vectors, unit, classes, as_they_are, bootstrap)
+    drafts += _spectrum_metrics(vectors, unit, classes, as_they_are, bootstrap)
     pairs = pass_over_pairs(unit, classes, bootstrap, lambda share: tell("pairs", share))
-    drafts += _cosine_figures(unit, classes, pairs, bootstrap)
-    drafts += _retrieval_figures(pairs, bootstrap)
+    drafts += _cosine_metrics(unit, classes, pairs, bootstrap)
+    drafts += _retrieval_metrics(pairs, bootstrap)
     tell("classes", 0.0)
     clusters = kmeans_clusters(unit, int(classes.max()) + 1, seed)
     probe_correct, _ = linear_probe_correct(vectors, classes)
-    drafts += _class_figures(vectors, unit, classes, clusters, probe_correct, bootstrap)
+    drafts += _class_metrics(vectors, unit, classes, clusters, probe_correct, bootstrap)
     tell("classes", 1.0)
     return EmbeddingAnalysis(
-        figures=[_figure(draft) for draft in drafts],
+        metrics={name: _estimate(name, measured, n) for name, measured, n in drafts},
         pairs=pairs,
         singular_values=as_they_are.singular_values[: min(vectors.shape)],
         clusters=clusters,
         probe_correct=probe_correct,
         labels=as_array(labels),
         seed=seed,
-        resamples={(name, scope): measured.resamples for name, scope, measured, _ in drafts},
+        resamples={name: measured.resamples for name, measured, _ in drafts},
     )
 
 
-def compare_embeddings(first: EmbeddingAnalysis, second: EmbeddingAnalysis) -> list[FigureDifference]:
-    """Each figure's difference, second minus first, between two checkpoints on the same images in the same order.
+def compare_embeddings(first: EmbeddingAnalysis, second: EmbeddingAnalysis) -> dict[str, PairedDifference]:
+    """Each metric's difference, second minus first, between two checkpoints on the same images in the same order.
 
-    The interval comes from the differences on the same resamples. Raises BadRequest where images, labels, seed or the
+    The interval comes from the differences on the same resamples. Raises ValueError where images, labels, seed or the
     number of resamples differ.
     """
     same_images = np.array_equal(first.labels, second.labels)
     if not same_images or first.seed != second.seed:
         what = "images: their labels differ" if not same_images else f"resamples: seeds {first.seed} and {second.seed}"
-        raise BadRequest(f"a paired comparison needs both analyses on the same {what}")
+        raise ValueError(f"a paired comparison needs both analyses on the same {what}")
     if {len(r) for r in first.resamples.values()} != {len(r) for r in second.resamples.values()}:
-        raise BadRequest("a paired comparison needs as many resamples in both analyses")
-    return [
-        _difference(a, b, second.resamples[b.name, b.scope] - first.resamples[a.name, a.scope])
-        for a, b in zip(first.figures, second.figures, strict=True)
-    ]
+        raise ValueError("a paired comparison needs as many resamples in both analyses")
+    return {
+        name: _difference(name, one, second.metrics[name], second.resamples[name] - first.resamples[name])
+        for name, one in first.metrics.items()
+    }
 
 
-def _difference(a: Figure, b: Figure, resamples: Floats) -> FigureDifference:
+def _difference(name: str, a: Estimate, b: Estimate, resamples: Floats) -> PairedDifference:
     change = b.value - a.value
     low, high = bootstrap_interval(change, resamples)
     better: Literal["first", "second", "neither"] = "neither"
-    if a.direction != "none" and not low <= 0 <= high:
-        better = "second" if (change > 0) == (a.direction == "higher") else "first"
-    return FigureDifference(a.name, a.scope, a.direction, a.value, b.value, change, (low, high), a.n, better)
+    direction = metric(name).direction
+    if direction != "none" and not low <= 0 <= high:
+        better = "second" if (change > 0) == (direction == "higher") else "first"
+    return PairedDifference(a.value, b.value, change, (low, high), a.n, better)
 
 
 def check_embeddings(embeddings: Any, labels: Any) -> tuple[Floats, Ints]:
-    """Float32 vectors (n, d) and classes (n,) renumbered 0..C-1, or BadRequest in a sentence."""
+    """Float32 vectors (n, d) and classes (n,) renumbered 0..C-1, or ValueError in a sentence."""
     vectors, labels = as_array(embeddings), as_array(labels)
     if vectors.ndim != 2 or labels.ndim != 1 or len(vectors) != len(labels):
-        raise BadRequest(f"embeddings (n, d) and labels (n,) must go together; got {vectors.shape} and {labels.shape}")
+        raise ValueError(f"embeddings (n, d) and labels (n,) must go together; got {vectors.shape} and {labels.shape}")
     if vectors.shape[1] < 2:
-        raise BadRequest(f"embeddings need at least 2 dimensions; got {vectors.shape[1]}")
+        raise ValueError(f"embeddings need at least 2 dimensions; got {vectors.shape[1]}")
     vectors = vectors.astype(np.float32)
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        raise BadRequest(f"the embeddings of {name_rows(~finite)} are not finite")
-    zero = (vectors == 0).all(axis=1)
-    if zero.any():
-        raise BadRequest(f"the embeddings of {name_rows(zero)} are zero and have no direction")
+    require_finite(vectors, "the embedding")
+    require_direction(vectors, "the embedding")
     known, classes = np.unique(labels, return_inverse=True)
     if len(known) < 2:
-        raise BadRequest(f"embedding quality compares classes and needs at least 2; got {len(known)}")
+        raise ValueError(f"embedding quality compares classes and needs at least 2; got {len(known)}")
     if len(known) == len(labels):
-        raise BadRequest(f"no class has two images: {len(labels)} images are of {len(known)} classes")
+        raise ValueError(f"no class has two images: {len(labels)} images are of {len(known)} classes")
     return vectors, classes.astype(np.int64)
 
 
-def _spectrum_figures(
+def _spectrum_metrics(
     vectors: Floats, unit: Floats, classes: Ints, as_they_are: Axes, bootstrap: Bootstrap
 ) -> Iterator[Draft]:
     n, wide = len(vectors), vectors.astype(np.float64)
-    yield "isotropy", "overall", isotropy(as_they_are, bootstrap), n
-    yield "isotropy of unit vectors", "overall", isotropy(principal_axes(unit), bootstrap), n
-    yield "effective rank", "overall", effective_rank(as_they_are, bootstrap), n
-    yield "IsoScore", "overall", iso_score(principal_axes(wide - wide.mean(axis=0)), bootstrap), n
+    yield "isotropy", isotropy(as_they_are, bootstrap), n
+    yield "isotropy of unit vectors", isotropy(principal_axes(unit), bootstrap), n
+    yield "effective rank", effective_rank(as_they_are, bootstrap), n
+    yield "IsoScore", iso_score(principal_axes(wide - wide.mean(axis=0)), bootstrap), n
     sizes = np.bincount(classes)
     residuals = wide - (class_sums(vectors, classes, len(sizes)) / sizes[:, None])[classes]
     if (residuals**2).sum() <= 1e-12 * (wide**2).sum():
-        raise BadRequest("every image has its class's mean embedding, so figures within class have nothing to measure")
+        raise ValueError("every image has its class's mean embedding, so metrics within class have nothing to measure")
     within = principal_axes(residuals)
-    yield "isotropy", "within class", isotropy(within, bootstrap), n
-    yield "effective rank", "within class", effective_rank(within, bootstrap), n
-    yield "IsoScore", "within class", iso_score(within, bootstrap), n
+    yield "isotropy, within class", isotropy(within, bootstrap), n
+    yield "effective rank, within class", effective_rank(within, bootstrap), n
+    yield "IsoScore, within class", iso_score(within, bootstrap), n
 
 
-def _cosine_figures(unit: Floats, classes: Ints, pairs: PairPass, bootstrap: Bootstrap) -> Iterator[Draft]:
+def _cosine_metrics(unit: Floats, classes: Ints, pairs: PairPass, bootstrap: Bootstrap) -> Iterator[Draft]:
     """Averages over pairs of images; cosines sum to products with the sum of all vectors, or of the class's."""
     n, sizes = len(unit), np.bincount(classes)
     sums = class_sums(unit, classes, len(sizes))
@@ -216,15 +185,15 @@ def _cosine_figures(unit: Floats, classes: Ints, pairs: PairPass, bootstrap: Boo
     n_positive = (sizes[classes] - 1).astype(np.float64)
     n_all = np.full(n, n - 1.0)
     n_paired = int((n_positive > 0).sum())
-    yield "average cosine", "overall", bootstrap.measure(pair_terms(to_all, n_all)), n
-    yield "average cosine", "within class", bootstrap.measure(pair_terms(to_class, n_positive)), n_paired
+    yield "average cosine", bootstrap.measure(pair_terms(to_all, n_all)), n
+    yield "average cosine, within class", bootstrap.measure(pair_terms(to_class, n_positive)), n_paired
     negative = bootstrap.measure(pair_terms(to_all - to_class, n_all - n_positive))
-    yield "average cosine of negative pairs", "overall", negative, n
-    yield "AUC of positive over negative cosines", "overall", pairs.auc, n
+    yield "average cosine of negative pairs", negative, n
+    yield "AUC of positive over negative cosines", pairs.auc, n
     alignment = bootstrap.measure(pair_terms(2 * (n_positive - to_class), n_positive))
-    yield "alignment", "within class", alignment, n_paired
-    yield "uniformity", "overall", _log_mean(pairs.uniformity_all, n_all, bootstrap), n
-    yield "uniformity", "within class", _log_mean(pairs.uniformity_positive, n_positive, bootstrap), n_paired
+    yield "alignment, within class", alignment, n_paired
+    yield "uniformity", _log_mean(pairs.uniformity_all, n_all, bootstrap), n
+    yield "uniformity, within class", _log_mean(pairs.uniformity_positive, n_positive, bootstrap), n_paired
 
 
 def pair_terms(sums: Floats, counts: Floats) -> Floats:
@@ -245,16 +214,16 @@ def _log_mean(sums: Floats, counts: Floats, bootstrap: Bootstrap) -> Measured:
     return bootstrap.measure(terms[:, None], lambda means: np.log(np.maximum(means[:, 0], smallest)))
 
 
-def _retrieval_figures(pairs: PairPass, bootstrap: Bootstrap) -> Iterator[Draft]:
+def _retrieval_metrics(pairs: PairPass, bootstrap: Bootstrap) -> Iterator[Draft]:
     n = len(pairs.average_precision)
     for k, correct in pairs.knn_correct.items():
-        yield f"kNN accuracy, k={k}", "overall", bootstrap.measure(correct), n
+        yield f"kNN accuracy, k={k}", bootstrap.measure(correct), n
     counted = np.isfinite(pairs.average_precision)
     n_counted = int(counted.sum())
     for k, hit in pairs.recall_hit.items():
-        yield f"recall@{k}", "overall", _mean_where(counted, hit, bootstrap), n_counted
+        yield f"recall@{k}", _mean_where(counted, hit, bootstrap), n_counted
     results = np.where(counted, pairs.average_precision, 0.0) + pairs.gallery_gain - pairs.gallery_gain.mean()
-    yield "mAP@R", "overall", _mean_where(counted, results, bootstrap), n_counted
+    yield "mAP@R", _mean_where(counted, results, bootstrap), n_counted
 
 
 def _mean_where(counted: Any, results: Floats, bootstrap: Bootstrap) -> Measured:
@@ -263,34 +232,17 @@ def _mean_where(counted: Any, results: Floats, bootstrap: Bootstrap) -> Measured
     return bootstrap.measure(samples, lambda means: means[:, 0] / np.maximum(means[:, 1], 1 / len(results)))
 
 
-def _class_figures(
+def _class_metrics(
     vectors: Floats, unit: Floats, classes: Ints, clusters: Ints, probe_correct: Floats, bootstrap: Bootstrap
 ) -> Iterator[Draft]:
     n = len(vectors)
-    yield "linear-probe accuracy", "overall", bootstrap.measure(probe_correct), n
-    yield "silhouette", "overall", silhouette(unit, classes, bootstrap), n
-    yield "NMI of k-means", "overall", normalised_mutual_information(classes, clusters, bootstrap), n
-    yield "Fisher ratio", "overall", fisher_ratio(vectors, classes, bootstrap), n
-    yield "NC1", "overall", neural_collapse_1(vectors, classes, bootstrap), n
+    yield "linear-probe accuracy", bootstrap.measure(probe_correct), n
+    yield "silhouette", silhouette(unit, classes, bootstrap), n
+    yield "NMI of k-means", normalised_mutual_information(classes, clusters, bootstrap), n
+    yield "Fisher ratio", fisher_ratio(vectors, classes, bootstrap), n
+    yield "NC1", neural_collapse_1(vectors, classes, bootstrap), n
 
 
-def _figure(draft: Draft) -> Figure:
-    name, scope, measured, n = draft
-    meaning = DEFINITIONS[_without_k(name), scope]
-    low, high = meaning.bounds
-    return Figure(
-        name=name,
-        value=measured.value,
-        ci95=bootstrap_interval(measured.value, measured.resamples, low=low, high=high),
-        n=n,
-        direction=meaning.direction,
-        scope=scope,
-        definition=meaning.definition,
-        source=meaning.source,
-        choices=meaning.choices,
-    )
-
-
-def _without_k(name: str) -> str:
-    """`kNN accuracy` of `kNN accuracy, k=20`, `recall` of `recall@5`."""
-    return "recall" if name.startswith("recall@") else name.partition(", k=")[0]
+def _estimate(name: str, measured: Measured, n: int) -> Estimate:
+    interval = bootstrap_interval(measured.value, measured.resamples, metric(name).bounds)
+    return Estimate(measured.value, interval, n)

@@ -7,9 +7,9 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 from sklearn.neighbors import NearestNeighbors
 
-from schane_cli.errors import BadRequest
-from schane_cli.metrics.bootstrap import Floats, Ints, bootstrap_interval
-from schane_cli.metrics.intervals import Estimate, as_array
+from schane_cli.metrics.bootstrap import Floats, Ints
+from schane_cli.metrics.checks import as_array
+from schane_cli.metrics.intervals import Estimate, bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ def energy_score(logits: Any, temperature: float = 1.0) -> Floats:
 def knn_score(embeddings: Any, train_embeddings: Any, k: int = 50) -> Floats:
     """Minus the distance (n,) to the k-th nearest training embedding, both L2-normalised (Sun et al. 2022, eq. 3).
 
-    `embeddings` (n, d), `train_embeddings` (m, d). Raises BadRequest where m is less than k.
+    `embeddings` (n, d), `train_embeddings` (m, d). Raises ValueError where m is less than k.
     """
     queries, train = (_unit_rows(as_array(e).astype(np.float64)) for e in (embeddings, train_embeddings))
     if len(train) < k:
-        raise BadRequest(f"the kNN score with k={k} needs at least {k} training embeddings, and there are {len(train)}")
+        raise ValueError(f"the kNN score with k={k} needs at least {k} training embeddings, and there are {len(train)}")
     distances, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(train).kneighbors(queries)
     score: Floats = -distances[:, -1]
     return score
@@ -59,12 +59,12 @@ def _unit_rows(values: Floats) -> Floats:
 def ood_detection(in_scores: Any, out_scores: Any, *, seed: int, n_bootstrap: int = 1000) -> Detection:
     """AUROC and FPR95 of scores (n_in,) and (n_out,), higher meaning in-distribution; ties count one half in AUROC.
 
-    The bootstrap resamples the two sets independently. Raises BadRequest for an empty or non-finite set.
+    The bootstrap resamples the two sets independently. Raises ValueError for an empty or non-finite set.
     """
     scores = [as_array(s).astype(np.float64).ravel() for s in (in_scores, out_scores)]
     for name, values in zip(("in", "out-of"), scores, strict=True):
         if not len(values) or not np.isfinite(values).all():
-            raise BadRequest(f"the {name}-distribution scores must be finite and at least one; got {len(values)}")
+            raise ValueError(f"the {name}-distribution scores must be finite and at least one; got {len(values)}")
     n_in, n_out = len(scores[0]), len(scores[1])
     levels, where = np.unique(np.concatenate(scores), return_inverse=True)
     counts_in = np.bincount(where[:n_in], minlength=len(levels))
@@ -76,7 +76,7 @@ def ood_detection(in_scores: Any, out_scores: Any, *, seed: int, n_bootstrap: in
         for _ in range(n_bootstrap)
     ]
     auroc, fpr95 = (
-        Estimate(value, bootstrap_interval(value, np.array(resamples), low=0.0, high=1.0), n_in + n_out)
+        Estimate(value, bootstrap_interval(value, np.array(resamples), (0.0, 1.0)), n_in + n_out)
         for value, resamples in zip(point, zip(*draws, strict=True), strict=True)
     )
     return Detection(auroc, fpr95, n_in, n_out)

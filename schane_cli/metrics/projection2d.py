@@ -13,9 +13,8 @@ from openTSNE.nearest_neighbors import PrecomputedNeighbors
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-from schane_cli.errors import BadRequest
 from schane_cli.metrics.bootstrap import Floats, Ints
-from schane_cli.metrics.intervals import as_array, name_rows
+from schane_cli.metrics.checks import as_array, require_finite
 
 CHUNK_CELLS = 4_000_000  # squared distances held at a time: 16 MB in float32
 EARLY_ITERATIONS = 250
@@ -33,7 +32,7 @@ class PrincipalComponents:
 
 
 def principal_components(embeddings: Any) -> PrincipalComponents:
-    """PCA of `embeddings` (n, d) to two dimensions. Raises BadRequest for fewer than 2 rows or dimensions, or NaN."""
+    """PCA of `embeddings` (n, d) to two dimensions. Raises ValueError for fewer than 2 rows or dimensions, or NaN."""
     vectors = _check(embeddings)
     with threadpool_limits(1):
         pca = PCA(2, svd_solver="covariance_eigh").fit(vectors)
@@ -61,12 +60,12 @@ def tsne(
     The neighbours are not sought after a PCA to 50 dimensions, as is customary: with 100 classes that loses some (30
     nearest kept: 0.568 against 0.598), and exact ones take a few per cent of the whole time.
 
-    Raises BadRequest where n is not above 3 x perplexity (the neighbours t-SNE looks at), and for NaN (which rows).
+    Raises ValueError where n is not above 3 x perplexity (the neighbours t-SNE looks at), and for NaN (which rows).
     """
     vectors = _check(embeddings)
     n_neighbours = int(3 * perplexity)
     if perplexity < 1 or len(vectors) <= n_neighbours:
-        raise BadRequest(
+        raise ValueError(
             f"t-SNE with perplexity {perplexity:g} needs a perplexity of at least 1 and more than {n_neighbours} "
             f"points; got {len(vectors)}"
         )
@@ -121,8 +120,6 @@ def _nearest(vectors: Floats, k: int) -> tuple[Ints, Floats]:
 def _check(embeddings: Any) -> Floats:
     vectors = as_array(embeddings)
     if vectors.ndim != 2 or min(vectors.shape) < 2:
-        raise BadRequest(f"a picture needs embeddings (n, d) of at least 2 rows and 2 dimensions; got {vectors.shape}")
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        raise BadRequest(f"the embeddings of {name_rows(~finite)} are not finite")
+        raise ValueError(f"a picture needs embeddings (n, d) of at least 2 rows and 2 dimensions; got {vectors.shape}")
+    require_finite(vectors, "the embedding")
     return np.ascontiguousarray(vectors, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Figures of how far the classes lie apart: silhouette, k-means NMI, Fisher ratio, neural collapse and a linear probe.
+"""Metrics of how far the classes lie apart: silhouette, k-means NMI, Fisher ratio, neural collapse and a linear probe.
 
 Each reduces to one number an image, so that the bootstrap resamples numbers and not embeddings.
 """

@@ -1,4 +1,4 @@
-"""Figures of the embedding's spectrum: isotropy, IsoScore and effective rank.
+"""Metrics of the embedding's spectrum: isotropy, IsoScore and effective rank.
 
 Their bootstrap keeps the eigenvectors of the whole set and resamples the images' coordinates along them. For a smooth
 function of the eigenvalues that is the exact first-order change (the eigenvectors' own move is of second order), it

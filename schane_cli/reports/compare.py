@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from schane_cli.commands.compare import Block, Difference, Group, as_json, shared_figures
+from schane_cli.commands.compare import Block, Difference, Group, as_json, shared_metrics
+from schane_cli.metrics.registry import metric as registered
 from schane_cli.reports import plots
 from schane_cli.reports.pages import drawn, write_page
 from schane_cli.run import RunFolder
@@ -20,7 +21,7 @@ NOTE = (
     "runs of a table are scored on the same images, so the intervals speak of training, not of other test images."
 )
 EPISODE_NOTE = (
-    "One seed a group: the differences are paired by the saved episodes and speak of these checkpoints alone."
+    "One seed per group: the differences are paired by the saved episodes and speak of these checkpoints alone."
 )
 COLUMNS = ("group", "{metric}", "difference", "p", "g")
 _LATEX = {
@@ -39,7 +40,7 @@ def write_comparison(blocks: Sequence[Block], notes: Sequence[str], folder: Path
     pd.concat(frames).to_csv(run.comparison_table, index=False)
     run.comparison_table.with_suffix(".md").write_text(markdown(blocks))
     run.comparison_table.with_suffix(".tex").write_text(latex(blocks))
-    title = f"{blocks[0].metric} by {', '.join(dict.fromkeys(block.title.split(',')[0] for block in blocks))}"
+    title = f"{blocks[0].meaning.label} by {', '.join(dict.fromkeys(block.title.split(',')[0] for block in blocks))}"
     summary = {**as_json(blocks, notes), "run": str(folder)}
     run.finish(summary)
     overview = drawn(
@@ -81,42 +82,31 @@ def heading(block: Block) -> str:
 def columns(block: Block) -> tuple[str, ...]:
     """The columns of a block's table."""
     shown = COLUMNS if block.differences else COLUMNS[:2]
-    return tuple(name.format(metric=block.metric + (", %" if is_share(block.metric) else "")) for name in shown)
+    return tuple(name.format(metric=block.meaning.heading) for name in shown)
 
 
 def rows(block: Block) -> list[tuple[str, ...]]:
-    """The rows of a block's table: one a group, best first."""
+    """The rows of a block's table: one per group, best first."""
     by_label = {difference.label: difference for difference in block.differences}
     return [_row(block, group, by_label.get(group.label)) for group in block.groups]
 
 
 def _row(block: Block, group: Group, difference: Difference | None) -> tuple[str, ...]:
-    mean = plus_minus(block, group, block.metric)
+    metric, mean = block.meaning, plus_minus(block, group, block.metric)
     if not block.differences:
         return (group.label, mean)
     if difference is None:
         return (group.label, mean, "baseline", "", "")
-    scale, pair = 100 if is_share(block.metric) else 1, difference.pair
-    change = f"{scale * pair.difference:+.3g} ({scale * pair.low:+.3g} to {scale * pair.high:+.3g})"
+    pair = difference.pair
+    change = f"{metric.change(pair.difference)} ({metric.change_interval((pair.low, pair.high))})"
     effect = "" if np.isnan(difference.effect_size) else f"{difference.effect_size:+.1f}"
     return (group.label, mean, change, f"{difference.p_adjusted:.2g}", effect)
 
 
-def plus_minus(block: Block, group: Group, metric: str) -> str:
-    """`31.25 ± 0.42`: the mean and the half-width of its 95 % interval, shares as percentages."""
-    estimate = group.estimate(metric, block.seeds)
-    scale = 100 if is_share(metric) else 1
-    half = scale * (estimate.ci95[1] - estimate.ci95[0]) / 2
-    value = scale * estimate.value
-    if abs(value) >= 1e6:
-        return f"{value:.3g}"
-    digits = 2 if abs(value) >= 10 else 3
-    return f"{value:.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")
-
-
-def is_share(metric: str) -> bool:
-    """Accuracies and calibration errors are shown in percent."""
-    return metric.endswith(("accuracy", "_ece"))
+def plus_minus(block: Block, group: Group, name: str) -> str:
+    """`31.25 ± 0.42`: a metric's mean and the half-width of its 95 % interval, in the metric's unit."""
+    estimate = group.estimate(name, block.seeds)
+    return registered(name).plus_minus(estimate.value, estimate.ci95)
 
 
 def _by_episode(block: Block) -> bool:
@@ -124,10 +114,10 @@ def _by_episode(block: Block) -> bool:
 
 
 def detail(block: Block) -> tuple[list[str], list[list[str]]]:
-    """Every figure that all runs share, costs last: (columns, rows)."""
-    names = shared_figures(run for group in block.groups for run in group.runs.values())
+    """Every metric that all runs share, costs last: (columns, rows)."""
+    names = shared_metrics(run for group in block.groups for run in group.runs.values())
     table = [[group.label, *(plus_minus(block, group, name) for name in names)] for group in block.groups]
-    return ["group", *(name + (" %" if is_share(name) else "") for name in names)], table
+    return ["group", *(registered(name).heading for name in names)], table
 
 
 def block_context(block: Block) -> dict[str, Any]:
@@ -144,14 +134,13 @@ def block_context(block: Block) -> dict[str, Any]:
 
 def panel(block: Block) -> dict[str, Any]:
     """What the picture shows of a block."""
-    scale = 100 if is_share(block.metric) else 1
-    points = []
+    metric, points = block.meaning, []
     for group in block.groups:
         estimate = group.estimate(block.metric, block.seeds)
-        values = [scale * value for value in group.values(block.metric, block.seeds)]
-        points.append((group.label, scale * estimate.value, [scale * bound for bound in estimate.ci95], values))
-    unit = " (%)" if is_share(block.metric) else ""
-    return {"title": heading(block), "label": block.metric + unit, "points": points}
+        interval = [metric.scale * bound for bound in estimate.ci95 or (np.nan, np.nan)]
+        values = [metric.scale * value for value in group.values(block.metric, block.seeds)]
+        points.append((group.label, metric.scale * estimate.value, interval, values))
+    return {"title": heading(block), "label": metric.heading, "points": points}
 
 
 def markdown(blocks: Sequence[Block]) -> str:

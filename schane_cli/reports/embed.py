@@ -9,17 +9,19 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from rich.table import Table
 
-from schane_cli.commands.embed import Embedded, View, figure_key
-from schane_cli.metrics.embedding import Figure, FigureDifference
+from schane_cli.commands.embed import Embedded, View
+from schane_cli.metrics.embedding import PairedDifference
+from schane_cli.metrics.intervals import Estimate
+from schane_cli.metrics.registry import Metric, metric
 from schane_cli.reports import plots
 from schane_cli.reports.embed_examples import examples
 from schane_cli.reports.embed_page import Charts, charts, page_data
-from schane_cli.reports.pages import Picture, data_url, percent, write_page
+from schane_cli.reports.pages import Picture, data_url, write_page
 from schane_cli.reports.thumbnails import Sheet, sheet
 from schane_cli.terminal import Task, Terminal, figures_table
 
-# What the terminal shows of the figures; the page has them all.
-MAIN_FIGURES = (
+# The metrics that the terminal shows; the page has them all.
+MAIN_METRICS = (
     "kNN accuracy, k=10",
     "linear-probe accuracy",
     "mAP@R",
@@ -40,7 +42,7 @@ DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "none": 
 
 
 def embed_report(embedded: Embedded, terminal: Terminal) -> None:
-    """Draw the pictures, write report.html, and show the main figures."""
+    """Draw the pictures, write report.html, and show the main metrics."""
     with terminal.task("thumbnails", len(embedded.images), "img") as task:
         thumbnails = sheet(embedded.images, task.advance)
     found = charts(embedded)
@@ -118,14 +120,13 @@ def title(embedded: Embedded) -> str:
 
 
 def lead(embedded: Embedded) -> str:
-    """What is on the page, and the figure that most people look for first."""
+    """What is on the page, and the metric that most people look for first."""
     options, images = embedded.options, embedded.images
     parts = []
     for view in embedded.views:
-        by_key = {figure_key(figure): figure for figure in view.analysis.figures}
-        key = next(key for key in ("kNN accuracy, k=10", "kNN accuracy, k=1") if key in by_key)
-        value, interval = figure_cells(by_key[key])
-        parts.append(f"{view.name}: {key} {value} ({interval})")
+        metrics = view.analysis.metrics
+        key = next(key for key in ("kNN accuracy, k=10", "kNN accuracy, k=1") if key in metrics)
+        parts.append(f"{view.name}: {key} {metric(key).text(metrics[key].value, metrics[key].ci95)}")
     shown = f"{len(images):,} images of {embedded.summary['n_classes']} classes"
     of = f", drawn from {embedded.n_images:,}" if embedded.n_images > len(images) else ""
     return f"{shown}{of}; layer: {options.layer}, {embedded.views[0].vectors.shape[1]} dimensions. {'; '.join(parts)}."
@@ -161,14 +162,15 @@ def _checkpoint_row(view: View) -> tuple[Any, ...]:
 def _metrics_table(embedded: Embedded) -> dict[str, Any]:
     """One row per metric, one column per checkpoint; the definition folds out of the name."""
     rows = []
-    for row in zip(*(view.analysis.figures for view in embedded.views), strict=True):
-        first = row[0]
-        cells = ["{} ({})".format(*figure_cells(figure)) for figure in row]
+    for name, first in embedded.views[0].analysis.metrics.items():
+        known = metric(name)
+        estimates = (view.analysis.metrics[name] for view in embedded.views)
+        cells = [known.text(estimate.value, estimate.ci95) for estimate in estimates]
         rows.append(
             {
-                "name": figure_key(first),
-                "meaning": (first.definition, f"Choices: {first.choices}.", f"Source: {first.source}."),
-                "cells": [*cells, str(first.n), DIRECTIONS[first.direction]],
+                "name": known.label,
+                "meaning": (known.definition, f"Choices: {known.choices}.", f"Source: {known.source}."),
+                "cells": [*cells, str(first.n), DIRECTIONS[known.direction]],
             }
         )
     columns = ["metric", *(f"{view.name} (95 % interval)" for view in embedded.views), "n", "direction"]
@@ -179,64 +181,31 @@ def _differences(embedded: Embedded, number: int) -> dict[str, Any]:
     """The table of what changed from the first checkpoint to view `number` + 1."""
     first, second = embedded.views[0].name, embedded.views[number + 1].name
     rows = []
-    for d in embedded.differences[number]:
-        before, after, change = (shown(d.name, value) for value in (d.first, d.second, d.difference))
-        interval = f"{signed(d.name, d.ci95[0])} to {signed(d.name, d.ci95[1])}"
-        sign = "+" if d.difference > 0 else ""
-        rows.append((figure_key(d), before, after, f"{sign}{change}", interval, sentence(d, second)))
+    for name, d in embedded.differences[number].items():
+        known = metric(name)
+        values = (known.text(d.first), known.text(d.second), known.change_text(d.difference))
+        rows.append((known.label, *values, known.change_interval(d.ci95), sentence(known, d, second)))
     columns = ("metric", first, second, "difference", "paired 95 % interval", "what changed")
     return {"heading": f"From {first} to {second}", "columns": columns, "rows": rows}
 
 
-def sentence(d: FigureDifference, second: str) -> str:
+def sentence(known: Metric, d: PairedDifference, second: str) -> str:
     """One sentence: what the difference says, and what it does not."""
-    low, high = d.ci95
+    low, high = d.ci95 or (-np.inf, np.inf)
     moved = "Higher" if d.difference > 0 else "Lower"
     if low <= 0 <= high:
         return "No difference that these images can tell from zero."
-    if d.direction == "none":
-        return f"{moved} under {second}; this figure has no better direction."
+    if known.direction == "none":
+        return f"{moved} under {second}; no direction of this metric is better."
     return f"{moved} under {second}, which is {'better' if d.better == 'second' else 'worse'}."
-
-
-def is_share(name: str) -> bool:
-    """Whether a figure reads best in per cent."""
-    return "accuracy" in name or name.startswith(("recall@", "mAP@R"))
-
-
-def shown(name: str, value: float) -> str:
-    """A figure's value as text."""
-    return percent(value) if is_share(name) else number(value)
-
-
-def signed(name: str, value: float) -> str:
-    """A difference as text, per cent points without their sign for a share."""
-    return f"{100 * value:+.2f}" if is_share(name) else f"{'+' if value > 0 else ''}{number(value)}"
-
-
-def figure_cells(figure: Figure) -> tuple[str, str]:
-    """Value and interval as text."""
-    low, high = figure.ci95
-    if is_share(figure.name):
-        return percent(figure.value), f"{100 * low:.2f} to {100 * high:.2f}"
-    return number(figure.value), f"{number(low)} to {number(high)}"
-
-
-def number(value: float) -> str:
-    """Four significant digits, in scientific notation only where it is tiny or huge."""
-    if value == 0 or not np.isfinite(value):
-        return f"{value:g}"
-    if abs(value) < 1e-3 or abs(value) >= 1e5:
-        return f"{value:.2e}"
-    return f"{value:.{max(0, 3 - int(np.floor(np.log10(abs(value)))))}f}"
 
 
 def tables(embedded: Embedded) -> list[Table]:
     """The main metrics for the terminal: one table, or one of the differences for each further checkpoint."""
     first = embedded.views[0]
     if not embedded.differences:
-        figures = {figure_key(figure): figure for figure in first.analysis.figures}
-        rows = [(key, *figure_cells(figures[key]), figures[key].direction) for key in MAIN_FIGURES if key in figures]
+        metrics = first.analysis.metrics
+        rows = [_metric_row(name, metrics[name]) for name in MAIN_METRICS if name in metrics]
         heading = f"{first.name}, {embedded.options.layer}, n = {len(embedded.images)}"
         return [figures_table(heading, rows, ("metric", "value", "95 % interval", "better"))]
     return [
@@ -245,15 +214,19 @@ def tables(embedded: Embedded) -> list[Table]:
     ]
 
 
-def _difference_table(first: str, second: str, differences: list[FigureDifference], n: int) -> Table:
+def _metric_row(name: str, estimate: Estimate) -> tuple[str, ...]:
+    known = metric(name)
+    return known.label, known.text(estimate.value), known.interval_text(estimate.ci95), known.direction
+
+
+def _difference_table(first: str, second: str, differences: dict[str, PairedDifference], n: int) -> Table:
     names = {"first": first, "second": second, "neither": "-"}
-    by_key = {figure_key(d): d for d in differences}
-    rows = [_difference_row(by_key[key], names) for key in MAIN_FIGURES if key in by_key]
+    rows = [_difference_row(name, differences[name], names) for name in MAIN_METRICS if name in differences]
     return figures_table(
         f"{second} against {first}, n = {n}", rows, ("metric", first, second, "difference, 95 %", "better")
     )
 
 
-def _difference_row(d: FigureDifference, names: dict[str, str]) -> tuple[str, ...]:
-    change = " to ".join(f"{100 * x:+.2f}" if is_share(d.name) else f"{x:+.2g}" for x in d.ci95)
-    return figure_key(d), shown(d.name, d.first), shown(d.name, d.second), change, names[d.better]
+def _difference_row(name: str, d: PairedDifference, names: dict[str, str]) -> tuple[str, ...]:
+    known = metric(name)
+    return known.label, known.text(d.first), known.text(d.second), known.change_interval(d.ci95), names[d.better]

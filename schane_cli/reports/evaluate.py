@@ -6,14 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from schane_cli.metrics.registry import METRICS, summary_rows, summary_text
 from schane_cli.reports import plots
-from schane_cli.reports.pages import (
-    Link,
-    accuracy_rows,
-    drawn,
-    percent,
-    write_page,
-)
+from schane_cli.reports.pages import Link, drawn, write_page
 from schane_cli.reports.predictions import CLASS_COLUMNS, class_rows, predictions, read_per_class
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
@@ -35,14 +30,15 @@ def _several(run: Path, summary: Mapping[str, Any], terminal: Terminal) -> None:
     for one in summary["datasets"]:
         _one(run / Path(one["run"]).name, one, Terminal(quiet=True))
     split = summary["split"]
-    columns = ("dataset", "top-1 accuracy (95 % interval)", "ECE", "NLL", "images/s", "n")
+    accuracy, ece, nll, rate = (METRICS[name] for name in ("accuracy", "ece", "nll", "images_per_second"))
+    columns = ("dataset", f"{accuracy.label} (95 % interval)", ece.heading, nll.heading, rate.unit, "n")
     rows = [
         (
             one["dataset"],
-            percent(one[f"{split}_accuracy"], one[f"{split}_accuracy_ci95"]),
-            percent(one[f"{split}_ece"]),
-            f"{one[f'{split}_nll']:.3f}",
-            f"{one['images_per_second']:.0f}",
+            summary_text(one, f"{split}_accuracy"),
+            ece.number(one[f"{split}_ece"]),
+            nll.number(one[f"{split}_nll"]),
+            rate.number(one["images_per_second"]),
             str(one[f"{split}_n"]),
         )
         for one in summary["datasets"]
@@ -91,9 +87,10 @@ def _checkpoint_name(summary: Mapping[str, Any]) -> str:
 
 def _reliability_panels(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
     split = summary["split"]
-    panels = [(f"ECE {percent(summary[f'{split}_ece'])}", summary["reliability"])]
+    ece = METRICS["ece"]
+    panels = [(f"ECE {ece.text(summary[f'{split}_ece'])}", summary["reliability"])]
     if "temperature" in summary:
-        heading = f"temperature {summary['temperature']:.2f}: ECE {percent(summary[f'{split}_ece_scaled'])}"
+        heading = f"temperature {summary['temperature']:.2f}: ECE {ece.text(summary[f'{split}_ece_scaled'])}"
         panels.append((heading, summary["reliability_scaled"]))
     return panels
 
@@ -126,31 +123,17 @@ OUT_OF_DISTRIBUTION = (
     "nearest training embedding (Sun et al. 2022). AUROC: higher is better. FPR95, the share of out-of-distribution "
     "images accepted where 95 % of the in-distribution images are: lower is better."
 )
-_OOD_COLUMNS = ("out-of-distribution set", "score", "AUROC, %", "FPR95, %", "n in / out")
+_OOD_COLUMNS = ("out-of-distribution set", "score", METRICS["auroc"].heading, METRICS["fpr95"].heading, "n in / out")
+
+
+RESULTS = ("accuracy", "top5_accuracy", "ece", "nll", "brier", "ece_scaled", "nll_scaled")
 
 
 def result_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(metric, value with its interval, n)."""
     split = summary["split"]
-    n = str(summary[f"{split}_n"])
-    rows = accuracy_rows(summary, split)
-    rows.append((f"{split} Brier score", _number(summary, f"{split}_brier"), n))
-    if "temperature" in summary:
-        after = f"at temperature {summary['temperature']:.2f}"
-        ece = percent(summary[f"{split}_ece_scaled"], summary[f"{split}_ece_scaled_ci95"])
-        rows += [
-            (f"{split} ECE {after}", ece, n),
-            (f"{split} NLL {after}", _number(summary, f"{split}_nll_scaled"), n),
-        ]
-    if "corruption_accuracy" in summary:
-        mean = percent(summary["corruption_accuracy"], summary["corruption_accuracy_ci95"])
-        rows.append((f"mean over {len(summary['corruptions'])} corruptions", mean, str(summary["corruption_n"])))
-    return rows
-
-
-def _number(summary: Mapping[str, Any], name: str) -> str:
-    low, high = summary[f"{name}_ci95"]
-    return f"{summary[name]:.4f} ({low:.4f} to {high:.4f})"
+    rows = summary_rows(summary, (f"{split}_{name}" for name in RESULTS), str(summary[f"{split}_n"]))
+    return [*rows, *summary_rows(summary, ["corruption_accuracy"], str(summary.get("corruption_n")))]
 
 
 def throughput(summary: Mapping[str, Any]) -> str:
@@ -179,7 +162,7 @@ def corruption_rows(summary: Mapping[str, Any]) -> tuple[list[tuple[str, ...]], 
     names, accuracies = by_corruption(summary)
     columns = (f"corruption (n = {summary['corruption_n']})", *map(str, range(1, accuracies.shape[1] + 1)), "mean")
     rows = [
-        (name.replace("_", " "), *(f"{100 * value:.1f}" for value in [*values, values.mean()]))
+        (name.replace("_", " "), *(METRICS["accuracy"].number(value) for value in [*values, values.mean()]))
         for name, values in zip(names, accuracies, strict=True)
     ]
     return rows, columns
@@ -196,8 +179,8 @@ def ood_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             row["dataset"],
             row["score"],
-            percent(row["auroc"], row["auroc_ci95"]).replace(" %", ""),
-            percent(row["fpr95"], row["fpr95_ci95"]).replace(" %", ""),
+            METRICS["auroc"].text(row["auroc"], row["auroc_ci95"]).replace(" %", ""),
+            METRICS["fpr95"].text(row["fpr95"], row["fpr95_ci95"]).replace(" %", ""),
             f"{row['n_in']} / {row['n_out']}",
         )
         for row in summary["ood"]

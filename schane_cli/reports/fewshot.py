@@ -1,11 +1,11 @@
 """The table, the picture and the page of a few-shot run."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from schane_cli.metrics.registry import METRICS
 from schane_cli.reports import plots
 from schane_cli.reports.pages import drawn, write_page
 from schane_cli.run import RunFolder
@@ -65,7 +65,8 @@ def class_table(run: Path) -> tuple[list[str], list[list[str]]]:
     queries = frame.groupby("class")["n"].max()
     titles = [", ".join(f"{part}-shot" if key == "shots" else str(part) for key, part in zip(keys, column, strict=True))
               for column in wide.columns.to_frame().itertuples(index=False)]  # fmt: skip
-    rows = [[name, *(f"{100 * value:.1f}" for value in wide.loc[name]), str(queries[name])] for name in wide.index]
+    show = METRICS["fewshot_accuracy"].number
+    rows = [[name, *(show(value) for value in wide.loc[name]), str(queries[name])] for name in wide.index]
     return ["class, %", *titles, "queries"], rows
 
 
@@ -78,10 +79,7 @@ def _row(result: dict[str, Any], several: bool) -> tuple[str, ...]:
 
 
 def _plus_minus(result: dict[str, Any], name: str) -> str:
-    interval: Sequence[float | None] = result[f"{name}_ci95"]
-    if interval[0] is None or interval[1] is None:  # a single episode has no interval
-        return f"{100 * result[name]:.2f}"
-    return f"{100 * result[name]:.2f} ± {50 * (interval[1] - interval[0]):.2f}"
+    return METRICS["fewshot_accuracy"].plus_minus(result[name], result[f"{name}_ci95"])
 
 
 def _legend(summary: dict[str, Any]) -> str:

@@ -4,29 +4,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from schane_cli.metrics.registry import metric, summary_rows, summary_text
 from schane_cli.reports import plots
-from schane_cli.reports.pages import (
-    Command,
-    Link,
-    accuracy_rows,
-    drawn,
-    percent,
-    write_page,
-)
+from schane_cli.reports.pages import Command, Link, drawn, write_page
 from schane_cli.reports.predictions import predictions
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
 COLUMNS = ("metric", "value (95 % interval)", "n")
+RESULTS = ("test_accuracy", "test_top5_accuracy", "test_ece", "test_nll")
 
 
 def finetune_report(run: Path, terminal: Terminal) -> None:
     """Curves, page and final table of a finished fine-tuning run; reads nothing but its folder."""
     summary = RunFolder(run).read_summary()
-    rows = accuracy_rows(summary, "test")
-    rows.append(
-        (f"val accuracy, epoch {summary['best_epoch']}", percent(summary["val_accuracy"]), str(summary["val_n"]))
-    )
+    rows = summary_rows(summary, RESULTS, str(summary["test_n"]))
+    val = f"{metric('val_accuracy').label}, epoch {summary['best_epoch']}"
+    rows.append((val, summary_text(summary, "val_accuracy"), str(summary["val_n"])))
     title = f"{summary['dataset']}, {summary['backbone']}, {summary['loss']}, seed {summary['seed']}"
     steps, epochs = RunFolder(run).read_events("step"), RunFolder(run).read_events("epoch")
     curves = drawn(
@@ -75,23 +69,21 @@ def seeds_report(run: Path, terminal: Terminal) -> None:
     for folder in summary["runs"]:
         finetune_report(Path(folder), Terminal(quiet=True))
     n_seeds, n = len(summary["seeds"]), summary["test_n"]
-    mean = percent(summary["test_accuracy"], summary["test_accuracy_ci95"])
+    accuracy = metric("test_accuracy")
     rows: list[tuple[Any, str, str]] = [
-        (Link(f"seed {seed}", f"{Path(folder).name}/report.html"), percent(accuracy), str(n))
-        for seed, accuracy, folder in zip(
-            summary["seeds"], summary["test_accuracy_by_seed"], summary["runs"], strict=True
-        )
+        (Link(f"seed {seed}", f"{Path(folder).name}/report.html"), accuracy.text(value), str(n))
+        for seed, value, folder in zip(summary["seeds"], summary["test_accuracy_by_seed"], summary["runs"], strict=True)
     ]
-    rows.append(("mean over seeds", mean, f"{n_seeds} seeds"))
+    rows.append(("mean over seeds", summary_text(summary, "test_accuracy"), f"{n_seeds} seeds"))
     title = f"{summary['dataset']}, {summary['backbone']}, {summary['loss']}, {n_seeds} seeds"
-    values = [100 * value for value in summary["test_accuracy_by_seed"]]
-    interval = [100 * bound for bound in summary["test_accuracy_ci95"]]
+    values = [accuracy.scale * value for value in summary["test_accuracy_by_seed"]]
+    interval = [accuracy.scale * bound for bound in summary["test_accuracy_ci95"]]
     panel = {
         "title": f"{n_seeds} seeds, n = {n:,} test images",
-        "label": "test accuracy, %",
-        "points": [(summary["loss"], 100 * summary["test_accuracy"], interval, values)],
+        "label": accuracy.heading,
+        "points": [(summary["loss"], accuracy.scale * summary["test_accuracy"], interval, values)],
     }
-    columns = ("test accuracy", "value (95 % interval)", "n")
+    columns = (accuracy.label, "value (95 % interval)", "n")
     page = write_page(
         run,
         "seeds",

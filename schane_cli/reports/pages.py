@@ -1,7 +1,7 @@
 """Pages that need no network: jinja2 templates, filled with plain values and written into a run folder."""
 
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -120,26 +120,3 @@ def thumbnail(encoded: bytes, description: str, side: int = 160, caption: str = 
 def data_url(content: bytes, kind: str) -> str:
     """The bytes of a picture as an address that needs no network."""
     return f"data:image/{kind};base64,{b64encode(content).decode()}"
-
-
-def percent(value: float, ci95: Sequence[float] | None = None) -> str:
-    """`98.61 %`, with its interval `(97.3 to 99.4)` where there is one."""
-    interval = f" ({100 * ci95[0]:.2f} to {100 * ci95[1]:.2f})" if ci95 else ""
-    return f"{100 * value:.2f} %{interval}"
-
-
-def accuracy_rows(summary: Mapping[str, Any], split: str) -> list[tuple[str, str, str]]:
-    """(metric, value with its 95 % interval, n) for what a summary knows of a split."""
-    names = {"accuracy": "top-1 accuracy", "top5_accuracy": "top-5 accuracy", "ece": "calibration error (ECE)"}
-    rows = [
-        (
-            f"{split} {label}",
-            percent(summary[f"{split}_{name}"], summary[f"{split}_{name}_ci95"]),
-            str(summary[f"{split}_n"]),
-        )
-        for name, label in names.items()
-        if f"{split}_{name}" in summary
-    ]
-    nll, interval = summary[f"{split}_nll"], summary[f"{split}_nll_ci95"]
-    shown = f"{nll:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
-    return [*rows, (f"{split} NLL, nats", shown, str(summary[f"{split}_n"]))]

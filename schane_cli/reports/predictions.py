@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from schane_cli.metrics.registry import METRICS
 from schane_cli.reports import plots
-from schane_cli.reports.pages import Picture, drawn, percent, thumbnail
+from schane_cli.reports.pages import Picture, drawn, thumbnail
 from schane_cli.run import RunFolder
 
-CLASS_COLUMNS = ("class", "accuracy (95 % interval)", "n")
+CLASS_COLUMNS = ("class", f"{METRICS['accuracy'].label} (95 % interval)", "n")
 PAIR_COLUMNS = ("label", "taken for", "images", "% of the label")
 MOST_PAIRS = 12
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -63,7 +64,7 @@ def read_per_class(run: Path) -> pd.DataFrame:
 def class_rows(per_class: pd.DataFrame) -> list[tuple[str, ...]]:
     """(class, accuracy with its interval, n)."""
     return [
-        (name, percent(accuracy, (low, high)), str(n))
+        (name, METRICS["accuracy"].text(accuracy, (low, high)), str(n))
         for name, n, accuracy, low, high in per_class.itertuples(index=False)
     ]
 

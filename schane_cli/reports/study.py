@@ -8,7 +8,7 @@ from typing import Any
 from schane_cli.commands.compare import TRAIN_SET, Run, compare_runs, make_run
 from schane_cli.commands.study_file import StudyFile, study_recipe
 from schane_cli.errors import BadRequest
-from schane_cli.metrics.classification import better_is_lower
+from schane_cli.metrics.registry import metric as registered
 from schane_cli.reports.compare import write_comparison
 from schane_cli.reports.pages import write_page
 from schane_cli.run import RunFolder
@@ -61,10 +61,15 @@ def _runs(file: StudyFile, trial: Mapping[str, Any]) -> list[Run]:
 def _search_report(file: StudyFile, summary: Mapping[str, Any], folder: Path, terminal: Terminal) -> None:
     """The trials of a search, best first."""
     done = [trial for trial in summary["trials"] if trial["state"] == "done"]
-    scored = sorted(done, key=lambda trial: _mean(trial, file.objective), reverse=not better_is_lower(file.objective))
-    columns = ("trial", f"{file.objective}", *file.search)
+    objective = registered(file.objective)
+    scored = sorted(done, key=lambda trial: _mean(trial, objective.name), reverse=objective.direction != "lower")
+    columns = ("trial", objective.heading, *file.search)
     rows = [
-        (trial["label"], f"{_mean(trial, file.objective):.4f}", *(_value(trial["values"][key]) for key in file.search))
+        (
+            trial["label"],
+            objective.number(_mean(trial, objective.name)),
+            *(_value(trial["values"][key]) for key in file.search),
+        )
         for trial in scored
     ]
     note = f"Each value is a mean over seeds {file.seeds}; the best of many draws is optimistic: score it on test once."
@@ -75,7 +80,7 @@ def _search_report(file: StudyFile, summary: Mapping[str, Any], folder: Path, te
 
 
 def _mean(trial: Mapping[str, Any], metric: str) -> float:
-    return fmean(make_run("", {}, run).figures[metric] for run in trial["runs"])
+    return fmean(make_run("", {}, run).values[metric] for run in trial["runs"])
 
 
 def _value(value: Any) -> str:

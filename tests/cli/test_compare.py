@@ -39,12 +39,12 @@ def test_the_paired_difference_agrees_with_scipy() -> None:
     assert (difference.pair.low, difference.pair.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
     change = OURS - CE
     assert difference.effect_size == pytest.approx(change.mean() / change.std(ddof=1) * (1 - 3 / (4 * 4 - 1)))
-    assert difference.sentence.startswith("schane is better than ce: +2.6 points")
+    assert difference.sentence.startswith("schane is better than ce: +2.60 points of test top-1 accuracy")
 
 
 def test_less_is_better_of_a_loss_and_a_chance_difference_is_no_verdict() -> None:
     (difference,) = block(made("ce", CE) + made("schane", OURS), metric="test_nll").differences
-    assert "schane is better than ce: -0.026 of test_nll" in difference.sentence
+    assert "schane is better than ce: -0.02600 nats of test NLL" in difference.sentence
     (difference,) = block(made("ce", CE) + made("schane", CE[::-1])).differences
     assert "are not told apart" in difference.sentence
 
@@ -88,14 +88,15 @@ def test_common_seeds_on_request() -> None:
     assert "schane lacks [4]" in found.notes[0]
 
 
-def test_of_a_figure_without_a_better_side_one_is_higher() -> None:
+def test_of_a_metric_without_a_better_side_one_is_higher() -> None:
+    name = "made test embedding, n=100: average cosine"
     runs = [
-        replace(run, directions={"test_accuracy": "none"})
+        replace(run, values={**run.values, name: run.values["test_accuracy"]})
         for run in made("ce", CE) + made("schane", OURS) + made("easy", CE - 0.05)
     ]
-    said = {difference.label: difference.sentence for difference in block(runs).differences}
-    assert said["schane"].startswith("schane is higher than ce: +2.6 points")
-    assert said["easy"].startswith("easy is lower than ce: -5 points")
+    said = {difference.label: difference.sentence for difference in block(runs, metric=name).differences}
+    assert said["schane"].startswith("schane is higher than ce: +0.02600 of average cosine")
+    assert said["easy"].startswith("easy is lower than ce: -0.05000 of average cosine")
 
 
 def test_few_shot_runs_are_compared_by_an_accuracy_and_say_their_episodes() -> None:
@@ -128,7 +129,7 @@ def test_tables_in_markdown_and_latex_hold_the_same_cells() -> None:
     assert markdown([found]).startswith("### made, 5 seeds, n = 100 images\n")
     body = latex([found]).splitlines()
     assert sum(line.endswith(r"\\") for line in body) == 3
-    assert r"test\_accuracy, \%" in latex([found])
+    assert r"test top-1 accuracy, \%" in latex([found])
     assert escape_latex("50 % & a_b") == r"50 \% \& a\_b"
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from schane_cli.errors import BadRequest
 from schane_cli.fewshot.episodes import Episodes, disjoint_episodes, draw_episodes
-from schane_cli.metrics.intervals import mean_ci95, paired_comparison
+from schane_cli.metrics.intervals import paired_comparison, t_interval
 
 # Unsorted labels with gaps and classes of different size.
 LABELS = np.random.default_rng(0).permutation(np.repeat([3, 7, 8, 20, 21, 40], [25, 30, 40, 25, 60, 33]))
@@ -142,17 +141,18 @@ def test_disjoint_episodes_share_no_image_and_use_nearly_all() -> None:
 def test_a_protocol_that_cannot_be_met_is_refused_in_a_sentence(change: dict[str, object], sentence: str) -> None:
     names = [f"label-{label}" for label in range(41)]
     request = {**PROTOCOL, "n_episodes": 3, "class_names": names, **change}
-    with pytest.raises(BadRequest, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         draw_episodes(LABELS, **request)  # type: ignore[arg-type]
 
 
 def test_the_interval_over_episodes_is_the_t_interval_of_a_known_sample() -> None:
     # 1, 2, 3, 4, 5: mean 3, s = sqrt(2.5), t(0.975, 4) = 2.776445.
-    mean, half = mean_ci95([1, 2, 3, 4, 5])
-    assert mean == 3
-    assert half == pytest.approx(2.7764451 * np.sqrt(2.5 / 5), abs=1e-6)
-    assert mean_ci95([0.5])[0] == 0.5
-    assert np.isnan(mean_ci95([0.5])[1])
+    half = 2.7764451 * np.sqrt(2.5 / 5)
+    estimate = t_interval([1, 2, 3, 4, 5])
+    assert estimate.value == 3
+    assert estimate.ci95 == pytest.approx((3 - half, 3 + half), abs=1e-6)
+    assert t_interval([0.5]).value == 0.5
+    assert t_interval([0.5]).ci95 is None
 
 
 def test_the_interval_over_disjoint_episodes_covers_the_true_accuracy_and_the_usual_one_does_not() -> None:
@@ -165,8 +165,8 @@ def test_the_interval_over_disjoint_episodes_covers_the_true_accuracy_and_the_us
     for _ in range(200):
         right = rng.random(1500) < 0.7
         for name, episodes in (("usual", usual), ("disjoint", disjoint)):
-            mean, half = mean_ci95(right[episodes.query].mean(axis=1))
-            covered[name] += abs(mean - 0.7) <= half
+            low, high = t_interval(right[episodes.query].mean(axis=1)).ci95
+            covered[name] += low <= 0.7 <= high
     assert covered["disjoint"] >= 180
     assert covered["usual"] <= 60
 
@@ -176,17 +176,17 @@ def test_a_paired_comparison_is_the_t_test_of_the_differences() -> None:
     hardness = rng.normal(0.6, 0.1, 500)
     a, b = hardness + rng.normal(0, 0.02, 500), hardness + 0.01 + rng.normal(0, 0.02, 500)
     result = paired_comparison(a, b)
-    mean, half = mean_ci95(b - a)
-    assert (result.difference, result.low, result.high) == pytest.approx((mean, mean - half, mean + half))
+    change = t_interval(b - a)
+    assert (result.difference, result.low, result.high) == pytest.approx((change.value, *change.ci95))
     assert result.p_value == pytest.approx(stats.ttest_1samp(b - a, 0).pvalue)
     assert result.n_episodes == 500
     assert result.low > 0
-    assert mean_ci95(a)[1] > 3 * half  # what pairing buys
+    assert np.ptp(t_interval(a).ci95) > 3 * np.ptp(change.ci95)  # what pairing buys
 
 
 def test_a_paired_comparison_of_equals_is_no_difference_at_all() -> None:
     a = np.linspace(0.4, 0.8, 20)
     assert paired_comparison(a, a).p_value == 1.0
     assert paired_comparison(a, a + 0.1).p_value == 0.0
-    with pytest.raises(BadRequest, match="same two or more episodes"):
+    with pytest.raises(ValueError, match="same two or more episodes"):
         paired_comparison(a, a[:-1])

@@ -13,10 +13,10 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from schane_cli.errors import BadRequest
 from schane_cli.metrics import classification as metrics
 from schane_cli.metrics import intervals, ood
-from schane_cli.metrics.bootstrap import Bootstrap, bootstrap_interval
+from schane_cli.metrics.bootstrap import Bootstrap
+from schane_cli.metrics.intervals import bootstrap_interval
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_the_bootstrap_counts_sum_to_n_and_repeat_with_the_seed():
 
 def test_an_interval_holds_its_value_even_where_resampling_biases_the_figure():
     assert bootstrap_interval(0.1, np.linspace(0.3, 0.5, 1001)) == pytest.approx((0.005, 0.195))
-    assert bootstrap_interval(0.1, np.linspace(0.3, 0.6, 1001), low=0.0)[0] == 0.0
+    assert bootstrap_interval(0.1, np.linspace(0.3, 0.6, 1001), (0.0, np.inf))[0] == 0.0
 
 
 def test_the_fitted_temperature_undoes_a_known_scale():
@@ -151,12 +151,18 @@ def test_a_temperature_without_optimum_says_that_it_ended_at_the_bound():
 
 
 def test_the_mean_over_seeds_has_students_interval():
-    result = intervals.mean_over_seeds([0.8, 0.82, 0.85])
+    result = intervals.t_interval([0.8, 0.82, 0.85])
     low, high = t.interval(0.95, 2, loc=np.mean([0.8, 0.82, 0.85]), scale=np.std([0.8, 0.82, 0.85], ddof=1) / 3**0.5)
     assert result.ci95 == pytest.approx((low, high))
     assert result.n == 3
-    with pytest.raises(BadRequest, match="at least 2 runs"):
-        intervals.mean_over_seeds([0.8])
+    assert intervals.t_interval([0.8]).ci95 is None
+    with pytest.raises(ValueError, match="finite"):
+        intervals.t_interval([0.8, np.nan])
+
+
+def test_an_interval_of_shares_over_seeds_stays_within_zero_and_one():
+    assert intervals.t_interval([0.97, 0.999], bounds=(0.0, 1.0)).ci95[1] == 1.0
+    assert intervals.t_interval([0.02, 0.04, 0.001], bounds=(0.0, 1.0)).ci95[0] == 0.0
 
 
 def test_out_of_distribution_detection_equals_scikit_learns_curve():
@@ -189,20 +195,20 @@ def test_out_of_distribution_scores_equal_their_formulas():
     [
         (np.zeros((3, 2)), np.zeros(4, dtype=int), "must go together"),
         (np.zeros((0, 2)), np.zeros(0, dtype=int), "no images"),
-        (np.array([[0.0, 1.0], [np.nan, 0.0]]), np.zeros(2, dtype=int), r"1 row \(1\) are not finite"),
+        (np.array([[0.0, 1.0], [np.nan, 0.0]]), np.zeros(2, dtype=int), r"1 row \(1\) is not finite"),
         (np.zeros((2, 2)), np.array([0, 2]), "run from 0 to 2"),
         (np.zeros((2, 2)), np.array([0.0, 1.0]), "integers"),
     ],
 )
 def test_malformed_input_is_refused_in_a_sentence(logits, labels, sentence):
-    with pytest.raises(BadRequest, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         metrics.topk_accuracy(logits, labels)
 
 
 def test_a_k_beyond_the_classes_and_too_few_training_embeddings_are_refused(scored):
-    with pytest.raises(BadRequest, match="from 1 to the 7 classes"):
+    with pytest.raises(ValueError, match="from 1 to the 7 classes"):
         metrics.topk_accuracy(*scored, k=8)
-    with pytest.raises(BadRequest, match="at least 50 training embeddings"):
+    with pytest.raises(ValueError, match="at least 50 training embeddings"):
         ood.knn_score(np.ones((2, 3)), np.ones((10, 3)))
-    with pytest.raises(BadRequest, match="must be finite"):
+    with pytest.raises(ValueError, match="must be finite"):
         ood.ood_detection([np.nan], [1.0], seed=0)
