@@ -275,6 +275,22 @@ def export(
     _finish(run_export(checkpoint, format=format, out=out, terminal=Terminal(json=json)), json)
 
 
+@app.command(epilog="Examples: schane doctor | schane doctor --json | schane doctor --backbone beit_base")
+@recipe_flags("model.backbone", "device")
+def doctor(
+    values: RecipeValues,
+    json: Json = False,
+) -> None:
+    """Look at this machine and test on it the parts that results depend on, in about half a minute."""
+    from schane_cli.commands.doctor import doctor as run_doctor
+    from schane_cli.terminal import Terminal
+
+    terminal = Terminal(json=json)
+    findings = run_doctor(values.get("model.backbone"), device_name=values.get("device", "auto"), terminal=terminal)
+    _finish(findings, json)
+    raise typer.Exit(0 if findings["ok"] else 1)
+
+
 @app.command(epilog="Examples: schane compare RUN_CE RUN_SCHANE | schane compare 'results/finetune/cifar100-*'")
 def compare(
     runs: Annotated[list[str], typer.Argument(help="run folders, folders of runs (seeds, studies), or globs")],

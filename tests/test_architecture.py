@@ -27,7 +27,7 @@ ALLOWED = {
         "modules": {"errors", "plugins", "recipe", "run", "terminal", "distributed"},
     },
     "commands": {
-        "packages": {"datasets", "features", "fewshot", "images", "metrics", "models", "training"},
+        "packages": {"datasets", "features", "fewshot", "images", "losses", "metrics", "models", "training"},
         "modules": {"errors", "plugins", "recipe", "run", "terminal", "distributed"},
     },
     "reports": {
