@@ -104,6 +104,10 @@ class TrainRecipe(_Section):
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the weight average that is evaluated")
     classes_per_batch: int | None = Field(None, ge=2, description="draw batches of this many classes, equal shares")
     chunk_size: int | None = Field(None, ge=1, description="images per forward pass; the batch's gradient stays exact")
+    batchnorm: Literal["auto", "running", "frozen", "slow", "reestimated"] = Field(
+        "auto",
+        description="BatchNorm's statistics: running ones, frozen, slow (momentum 0.01), reestimated on clean images",
+    )
     amp: Literal["auto", "bfloat16", "off"] = Field("auto", description="autocast; auto is bfloat16 on CUDA")
     compile: bool = Field(False, description="torch.compile the model")
     sharding: Literal["ddp", "fsdp"] = Field(

@@ -37,9 +37,13 @@ class SchaneModel(nn.Module):
     """h = pooled feature of a timm backbone; logits = its classifier(h); projection = head(h) (method.md, The model).
 
     The projection head is Linear(d, d)-ReLU-Linear(d, p); with `projection_dim` 0 the contrastive term sees h.
+
+    With `batchnorm_frozen` BatchNorm normalises by its running statistics in training too, and does not update them;
+    its scale and shift are trained all the same.
     """
 
     backbone: Any  # a timm model; timm's own interface has no static type
+    batchnorm_frozen = False
 
     def __init__(self, backbone: Any, projection_dim: int) -> None:
         super().__init__()
@@ -47,7 +51,7 @@ class SchaneModel(nn.Module):
         width = self.embedding_dim = int(backbone.head_hidden_size)
         self.projection: nn.Module = nn.Identity()
         if projection_dim:
-            self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim))
+            self.projection = projection_head(width, projection_dim)
 
     def forward(self, images: torch.Tensor) -> Outputs:
         """Normalised images (n, 3, S, S) -> Outputs."""
@@ -56,14 +60,31 @@ class SchaneModel(nn.Module):
         return Outputs(embedding, self.projection(embedding), self.backbone.get_classifier()(embedding))
 
     def train(self, mode: bool = True) -> "SchaneModel":
-        """As nn.Module.train, but a wholly frozen module stays in eval mode (its running statistics are frozen too)."""
+        """As nn.Module.train, but a wholly frozen module stays in eval mode (its running statistics are frozen too), and
+        so does BatchNorm with `batchnorm_frozen`."""
         super().train(mode)
         if mode:
             for module in self.modules():
                 parameters = list(module.parameters())
-                if parameters and not any(parameter.requires_grad for parameter in parameters):
+                frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
+                if frozen or (self.batchnorm_frozen and isinstance(module, nn.modules.batchnorm._BatchNorm)):
                     module.eval()
         return self
+
+
+def projection_head(width: int, projection_dim: int) -> nn.Sequential:
+    """Linear(d, d)-ReLU-Linear(d, p), each layer normal with the variance that keeps the scale of its input (2/d before
+    the ReLU, 1/d after it: He et al., arXiv 1502.01852, equation 10), biases zero.
+
+    So the projection starts at the embedding's scale at any width. torch's default shrinks it more than fourfold, and
+    its biases, drawn without regard to the embedding's scale, make the projections of small embeddings all alike.
+    """
+    first, last = nn.Linear(width, width), nn.Linear(width, projection_dim)
+    nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
+    nn.init.kaiming_normal_(last.weight, nonlinearity="linear")
+    nn.init.zeros_(first.bias)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(first, nn.ReLU(), last)
 
 
 def backbone_name(name: str) -> str:
@@ -89,10 +110,29 @@ def build_model(recipe: ModelRecipe, n_classes: int, image_size: int, *, load_we
     backbone = _create(name, pretrained, n_classes, image_size, recipe)
     if not isinstance(backbone.get_classifier(), nn.Linear):
         raise BadRequest(f"backbone {recipe.backbone!r} has no linear classifier on its pooled feature; choose another")
+    if not (pretrained and backbone.pretrained_cfg.get("num_classes") == n_classes):
+        zero_classifier(backbone, n_classes)
     model = SchaneModel(backbone, recipe.projection_dim)
     if load_weights and recipe.weights not in {"pretrained", "random"}:
         _load_weights_file(model, find_checkpoint(Path(recipe.weights).expanduser()), recipe.backbone)
     return model
+
+
+def zero_classifier(backbone: Any, n_classes: int) -> None:
+    """Set the classifier's weights and biases to zero, as big_vision does for transfer: the first step's cross-entropy
+    is log(classes) for every backbone.
+
+    timm draws those of its EfficientNet and MobileNet families from U(-r, r), r = 1/sqrt(classes): at 5 classes fifteen
+    times as wide as a linear layer on 1,280 features, and the gradient of that start damages pretrained features.
+    Layers before the last (a norm, a hidden layer) keep their own start, and all parts of a distilled head are reset.
+    """
+    classifier = backbone.get_classifier()
+    for part in classifier if isinstance(classifier, tuple | list) else (classifier,):
+        for layer in part.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.shape[0] == n_classes:
+                nn.init.zeros_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
 
 def _create(name: str, pretrained: bool, n_classes: int, image_size: int, recipe: ModelRecipe) -> Any:

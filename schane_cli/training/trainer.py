@@ -30,6 +30,7 @@ from schane_cli.models.sharding import is_sharded, shard, share_buffers, whole
 from schane_cli.recipe import Recipe, TrainRecipe
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Task, Terminal
+from schane_cli.training import batchnorm
 from schane_cli.training.cost import CostMeter
 from schane_cli.training.gradient import cached_backward, chunk_backward, largest_fitting, make_batch, whole_backward
 from schane_cli.training.interruption import Interrupted, StopSignal
@@ -121,6 +122,8 @@ class Trainer:
         freeze(job.model, self.recipe.model.freeze)
         if self.recipe.loss.name == "ce":
             job.model.projection.requires_grad_(False)
+        self.batchnorm = batchnorm.choice(self.recipe)
+        batchnorm.apply_choice(job.model, self.batchnorm)
         self.model = place(job.model, self.device)
         if settings.sharding == "fsdp":
             shard(self.model, self.model.backbone, self.device)
@@ -346,6 +349,8 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> None:
         """Score val; keep the weights if they are the best so far (accuracy, then lower NLL)."""
         model = self.ema.module if self.ema is not None else self.model
+        if epoch and self.batchnorm == "reestimated":
+            self._reestimate(model)
         accuracy, nll = (self.job.validate or self._validate)(model)
         better = (accuracy, -nll) > (self.best["val_accuracy"], -self.best["val_nll"])
         if better:
@@ -363,6 +368,19 @@ class Trainer:
             val_nll=nll,
             val_n=len(self.job.val),
             best=better,
+        )
+
+    def _reestimate(self, model: SchaneModel) -> None:
+        settings = self.recipe.train
+        batchnorm.reestimate(
+            model,
+            self.job.train,
+            self.job.spec,
+            device=self.device,
+            batch_size=(settings.chunk_size or settings.batch_size) * self.recipe.augment.views,
+            workers=worker_count(self.recipe.data, self.job.train),
+            amp=settings.amp,
+            seed=self.recipe.seed,
         )
 
     def _validate(self, model: SchaneModel) -> tuple[float, float]:

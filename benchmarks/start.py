@@ -1,0 +1,361 @@
+"""How a run should start: the classifier's first weights and BatchNorm's statistics, compared on val.
+
+    python benchmarks/start.py RUNS.jsonl --data-root DIR --photos DIR --init FILE [--markdown results/benchmarks/start.md]
+
+Small runs, one process, one thread: MobileNetV2 0.35 from ImageNet weights on CIFAR-100, CIFAR-FS and five kinds of
+flowers, and timm's test_resnet from random weights on digits and on ten classes of CIFAR-100. Every run is a line of
+RUNS.jsonl; those that are there already are not run again. Learning rates are chosen for each arm by seed 100, and the
+table is of seeds 0 to 4; everything is scored on val after the last epoch, and test is not looked at.
+
+Running, slow and re-estimated statistics train alike, as BatchNorm normalises by the batch in all three: one run is
+scored with each of them.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from schane_cli.cli import keep_freed_memory
+from schane_cli.datasets.load import load_fewshot_splits, load_splits
+from schane_cli.features.extract import extract
+from schane_cli.fewshot.episodes import draw_episodes
+from schane_cli.fewshot.scores import evaluate_episodes
+from schane_cli.images.imageset import ImageSet
+from schane_cli.metrics.intervals import mean_over_seeds, paired_comparison
+from schane_cli.models.model import SchaneModel, backbone_name
+from schane_cli.recipe import Recipe, build_recipe, find_recipe, read_recipe
+from schane_cli.run import _cpu_name
+from schane_cli.terminal import Terminal
+from schane_cli.training import batchnorm
+from schane_cli.training.job import prepare
+from schane_cli.training.trainer import Job, Trainer
+
+GRID_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
+SLOW = 0.01
+STATISTICS = ("running", "slow", "reestimated")
+VAL_PER_CLASS = 100  # of the few-shot val classes
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared: the loss, the classifier's start, BatchNorm in training, the projection head's start."""
+
+    loss: str
+    head: str = "zero"  # zero, linear (torch's default) or timm (the library's own)
+    frozen: bool = False
+    projection: str = "he"  # he or torch
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data set in a small setting: recipe values, the learning rates to choose from, and the arms."""
+
+    name: str
+    recipe: str
+    rates: tuple[float, ...]
+    values: dict[str, Any]
+    arms: tuple[Arm, ...]
+    few_shot: bool = False
+
+    def rate_arm(self, arm: Arm) -> Arm:
+        """The arm whose learning rate `arm` takes over."""
+        return replace(arm, projection="he") if arm.head != "linear" else Arm(arm.loss)
+
+
+PRETRAINED = (
+    Arm("ce", "timm"),
+    Arm("ce"),
+    Arm("ce", frozen=True),
+    Arm("schane"),
+    Arm("schane", frozen=True),
+    Arm("ce", "linear"),
+    Arm("schane", projection="torch"),
+)
+RANDOM = (Arm("ce"), Arm("ce", frozen=True), Arm("schane"), Arm("ce", "linear"), Arm("schane", projection="torch"))
+
+
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    """The five settings."""
+    shared: dict[str, Any] = {"data.root": str(arguments.data_root), "data.workers": 0, "device": "cpu"}
+    weights = {**shared, "model.weights": str(arguments.init), "train.warmup_epochs": 1}
+    flowers = {"data.dataset": f"folder:{arguments.photos / 'flowers'}", "data.image_size": 96}
+    flowers |= {"data.val_fraction": 0.4, "data.train_per_class": 40, "train.epochs": 8, "train.batch_size": 50}
+    cifar = {"data.image_size": 48, "data.val_fraction": 0.04, "data.train_per_class": 20, "train.epochs": 4}
+    fs = {"data.image_size": 64, "data.train_per_class": 20, "train.epochs": 2, "train.batch_size": 64}
+    from_scratch = {**shared, "train.ema_decay": None, "train.epochs": 12, "train.batch_size": 50, "train.warmup_epochs": 2}
+    digits = {"data.val_fraction": 0.5, "data.train_per_class": 20}
+    ten = {"data.image_size": 32, "data.val_fraction": 0.4, "data.train_per_class": 60}
+    rates, high = (2.5e-4, 1e-3, 4e-3), (1e-3, 3e-3, 9e-3)
+    return [
+        Case("cifar100", "cifar100_small", rates, {**weights, **cifar, "train.batch_size": 100}, PRETRAINED),
+        Case("cifarfs", "cifarfs_small", rates, {**weights, **fs}, PRETRAINED, few_shot=True),
+        Case("flowers", "cifar100_small", rates, {**weights, **flowers}, PRETRAINED),
+        Case("digits", "digits", high, {**from_scratch, **digits}, RANDOM),
+        Case("cifar100, 10 classes", "digits", high, {**from_scratch, **ten}, RANDOM),
+    ]
+
+
+def recipe_of(case: Case, arm: Arm, lr: float, seed: int) -> Recipe:
+    values = {**case.values, "train.lr": lr, "seed": seed, "loss.name": arm.loss}
+    values["train.batchnorm"] = "frozen" if arm.frozen else "running"
+    return build_recipe(read_recipe(find_recipe(case.recipe)), values)
+
+
+@cache
+def image_sets(name: str, few_shot: bool, recipe_json: str) -> tuple[ImageSet, ImageSet]:
+    """The images to train on and the val images, decoded once a process."""
+    recipe = Recipe.model_validate_json(recipe_json)
+    if name == "cifar100, 10 classes":
+        whole = load_splits(recipe.data.model_copy(update={"dataset": "cifar100", "train_per_class": None}))
+        return tuple(_few(part.only_classes(range(0, 100, 10), part.split), count) for part, count in ((whole.train, 60), (whole.val, 200)))  # type: ignore[return-value]
+    if not few_shot:
+        splits = load_splits(recipe.data)
+        return splits.train, splits.val
+    parts = load_fewshot_splits(recipe.data)
+    assert parts.novel_val is not None
+    return parts.base, _few(parts.novel_val, VAL_PER_CLASS)
+
+
+def _few(images: ImageSet, per_class: int) -> ImageSet:
+    """The first images of each class."""
+    chosen = [np.flatnonzero(images.labels == label)[:per_class] for label in range(len(images.class_names))]
+    return images.subset(np.concatenate(chosen), images.split)
+
+
+def start_as(model: SchaneModel, arm: Arm, recipe: Recipe, n_classes: int) -> None:
+    """Draw the heads anew where the arm starts otherwise than schane does."""
+    classifier = model.backbone.get_classifier()
+    if arm.head == "linear":
+        classifier.reset_parameters()
+    elif arm.head == "timm":
+        fresh = timm.create_model(backbone_name(recipe.model.backbone), num_classes=n_classes)
+        classifier.load_state_dict(fresh.get_classifier().state_dict())
+    if arm.projection == "torch":
+        for layer in model.projection.modules():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+
+
+class SlowStatistics:
+    """Beside BatchNorm's own running statistics, those that a momentum of SLOW would have kept."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self.kept = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in self.layers]  # type: ignore[union-attr, operator]
+        for number, layer in enumerate(self.layers):
+            layer.register_forward_pre_hook(lambda layer, inputs, number=number: self._see(number, layer, inputs[0]))
+
+    @torch.no_grad()
+    def _see(self, number: int, layer: nn.Module, values: torch.Tensor) -> None:
+        if layer.training and layer.momentum is not None:
+            variance, mean = torch.var_mean(values, (0, 2, 3))
+            for kept, new in zip(self.kept[number], (mean, variance), strict=True):
+                kept.lerp_(new, SLOW)
+
+    def put(self) -> None:
+        """Into the layers."""
+        for layer, (mean, variance) in zip(self.layers, self.kept, strict=True):
+            layer.running_mean.copy_(mean)  # type: ignore[union-attr, operator]
+            layer.running_var.copy_(variance)  # type: ignore[union-attr, operator]
+
+
+def scores(trainer: Trainer, slow: SlowStatistics, arm: Arm, case: Case) -> dict[str, dict[str, float]]:
+    """What val says of the trained weights by each kind of statistics (of frozen ones there is one)."""
+    model = trainer.model
+    result = {"frozen" if arm.frozen else "running": score(trainer, model, case)}
+    if not arm.frozen:
+        trainer._reestimate(model)
+        result["reestimated"] = score(trainer, model, case)
+        slow.put()
+        result["slow"] = score(trainer, model, case)
+    return result
+
+
+def score(trainer: Trainer, model: SchaneModel, case: Case) -> dict[str, float]:
+    """Accuracy and NLL on val; of few-shot classes nearest-centroid accuracy, 5-way, 600 episodes."""
+    job = trainer.job
+    features = extract(model, job.val, job.spec, device=job.device, batch_size=100, workers=0)
+    if not case.few_shot:
+        right = (features.logits.argmax(1) == features.labels).double().mean().item()
+        return {"accuracy": right, "nll": F.cross_entropy(features.logits.double(), features.labels).item()}
+    accuracies = {}
+    for shots in (5, 1):
+        drawn = draw_episodes(
+            job.val.labels, n_way=5, n_shot=shots, n_query=15, n_episodes=600, seed=0, class_names=job.val.class_names
+        )
+        found = evaluate_episodes(features.embedding, drawn, classifier="centroid", normalize="l2", device=job.device)
+        accuracies[shots] = float(found.accuracies.mean())
+    return {"accuracy": accuracies[5], "one_shot_accuracy": accuracies[1]}
+
+
+def run(case: Case, arm: Arm, lr: float, seed: int) -> dict[str, Any]:
+    """One training run and its scores."""
+    recipe = recipe_of(case, arm, lr, seed)
+    any_seed = recipe_of(case, Arm("ce"), case.rates[0], 0)
+    train, val = image_sets(case.name, case.few_shot, any_seed.model_dump_json())
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as place:
+        job = prepare(recipe, train, val, "finetune", out=Path(place) / "run", terminal=Terminal(quiet=True))
+        start_as(job.model, arm, recipe, len(train.class_names))
+        job.validate = lambda model: (0.0, 0.0)  # scored once, at the end
+        job.run.create(recipe, "finetune")
+        trainer = Trainer(job)
+        slow = SlowStatistics(trainer.model)
+        trainer.run()
+        found = scores(trainer, slow, arm, case)
+    seconds = time.perf_counter() - started
+    key = {"case": case.name, **asdict(arm), "lr": lr, "seed": seed}
+    return {**key, "scores": found, "train_n": len(train), "val_n": len(val), "seconds": round(seconds, 1)}
+
+
+def untrained(case: Case) -> dict[str, Any]:
+    """The few-shot val accuracy of the weights as they come."""
+    recipe = recipe_of(case, Arm("ce"), case.rates[0], 0)
+    train, val = image_sets(case.name, case.few_shot, recipe.model_dump_json())
+    with tempfile.TemporaryDirectory() as place:
+        job = prepare(recipe, train, val, "finetune", out=Path(place) / "run", terminal=Terminal(quiet=True))
+        return {"case": case.name, "loss": "none", "scores": {"frozen": score(Trainer(job), job.model, case)}}
+
+
+def best_rate(lines: list[dict[str, Any]], case: Case, arm: Arm, statistics: str) -> float:
+    """The learning rate of highest val accuracy at the grid seed."""
+    tried = [line for line in _of(lines, case, case.rate_arm(arm)) if line["seed"] == GRID_SEED]
+    return float(max(tried, key=lambda line: line["scores"][statistics]["accuracy"])["lr"])
+
+
+def _of(lines: list[dict[str, Any]], case: Case, arm: Arm) -> list[dict[str, Any]]:
+    return [line for line in lines if line["case"] == case.name and {**line, **asdict(arm)} == line]
+
+
+def plan(lines: list[dict[str, Any]], all_cases: list[Case]) -> Iterator[tuple[Case, Arm, float, int]]:
+    """The grid of every case, then seed by seed every case at its chosen rates. `lines` grows while it is read.
+
+    Kinds of statistics that share a run may choose different rates: each chosen one is run.
+    """
+    for case in all_cases:
+        for arm in case.arms:
+            if case.rate_arm(arm) == arm:
+                yield from ((case, arm, rate, GRID_SEED) for rate in case.rates)
+    for seed in SEEDS:
+        for case in all_cases:
+            for arm in case.arms:
+                kinds = ("frozen",) if arm.frozen else STATISTICS
+                for rate in sorted({best_rate(lines, case, arm, kind) for kind in kinds}):
+                    yield case, arm, rate, seed
+
+
+def rows(lines: list[dict[str, Any]], case: Case) -> list[str]:
+    """The case's part of the table: mean accuracy on val with its interval, and the difference from the first design."""
+    table: dict[tuple[Arm, str], dict[int, dict[str, float]]] = {}
+    rates = {}
+    for arm in case.arms:
+        for kind in ("frozen",) if arm.frozen else STATISTICS:
+            if kind != "running" and (arm.head != "zero" or arm.projection != "he"):
+                continue
+            rate = rates[arm, kind] = best_rate(lines, case, arm, kind)
+            table[arm, kind] = {
+                line["seed"]: line["scores"][kind]
+                for line in _of(lines, case, arm)
+                if line["lr"] == rate and line["seed"] in SEEDS
+            }
+    return [_row(case, arm, kind, rates[arm, kind], table) for arm, kind in table]
+
+
+def _row(
+    case: Case, arm: Arm, kind: str, rate: float, table: dict[tuple[Arm, str], dict[int, dict[str, float]]]
+) -> str:
+    own, base = table[arm, kind], table[Arm(arm.loss), "running"]
+    seeds = sorted(own.keys() & base.keys())
+    if len(seeds) < 2:
+        return f"| {case.name} | {arm.loss} | {arm.head} | {kind} | {arm.projection} | {rate:g} | too few runs |"
+    mean = mean_over_seeds([own[seed]["accuracy"] for seed in seeds])
+    half = 100 * (mean.ci95[1] - mean.value)
+    change = "base"
+    if own is not base:
+        pair = paired_comparison(*([side[seed]["accuracy"] for seed in seeds] for side in (base, own)))
+        change = f"{100 * pair.difference:+.1f} ({100 * pair.low:+.1f} to {100 * pair.high:+.1f})"
+    second = next(name for name in own[seeds[0]] if name != "accuracy")
+    other = np.mean([own[seed][second] for seed in seeds])
+    shown = f"1 shot {100 * other:.1f} %" if case.few_shot else f"NLL {other:.3f}"
+    cells = (case.name, arm.loss, arm.head, kind, arm.projection, f"{rate:g}", f"{100 * mean.value:.1f} ± {half:.1f}",
+             change, shown, str(len(seeds)))  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def report(lines: list[dict[str, Any]], all_cases: list[Case]) -> str:
+    """The table, and what it was made on."""
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm"))
+    seconds = sum(line.get("seconds", 0) for line in lines)
+    counts = {case.name: next((x for x in lines if x["case"] == case.name and "val_n" in x), None) for case in all_cases}
+    sizes = "; ".join(f"{name} {line['train_n']:,} / {line['val_n']:,}" for name, line in counts.items() if line)
+    untouched = [line for line in lines if line["loss"] == "none"]
+    before = [f"{x['case']}, not fine-tuned: {_percent(x['scores']['frozen'])}" for x in untouched]
+    header = "| data | loss | classifier | statistics | projection | lr | val accuracy, % | minus base, points | | seeds |"
+    return "\n".join(
+        [
+            f"{_cpu_name()}, one thread, machine shared with other work; {packages}; {date.today()}. {len(lines)} runs, "
+            f"{seconds / 60:.0f} minutes. Train / val images: {sizes}. {' '.join(before)}",
+            "",
+            header,
+            "| --- | --- | --- | --- | --- | ---: | ---: | ---: | --- | ---: |",
+            *(row for case in all_cases for row in rows(lines, case)),
+            "",
+        ]
+    )
+
+
+def _percent(found: dict[str, float]) -> str:
+    return f"{100 * found['one_shot_accuracy']:.1f} % (1 shot), {100 * found['accuracy']:.1f} % (5 shots)."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="a JSON line for each run, kept from call to call")
+    parser.add_argument("--data-root", type=Path, required=True, help="the folder above cifar100/")
+    parser.add_argument("--photos", type=Path, required=True, help="the folder above flowers/, five class folders")
+    parser.add_argument("--init", type=Path, required=True, help="weights of MobileNetV2 0.35")
+    parser.add_argument("--markdown", type=Path, help="write the table here, and run nothing")
+    arguments = parser.parse_args()
+    lines = [json.loads(line) for line in arguments.runs.read_text().splitlines()] if arguments.runs.exists() else []
+    all_cases = cases(arguments)
+    if arguments.markdown:
+        arguments.markdown.write_text(report(lines, all_cases))
+        return
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    with arguments.runs.open("a") as file:
+        for case in (case for case in all_cases if case.few_shot):
+            if not any(line["case"] == case.name and line["loss"] == "none" for line in lines):
+                _keep(untrained(case), lines, file)
+        for case, arm, rate, seed in plan(lines, all_cases):
+            done = any(line["lr"] == rate and line["seed"] == seed for line in _of(lines, case, arm))
+            if not done:
+                _keep(run(case, arm, rate, seed), lines, file)
+
+
+def _keep(line: dict[str, Any], lines: list[dict[str, Any]], file: Any) -> None:
+    lines.append(line)
+    file.write(json.dumps(line) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
