@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from schane_cli.commands.finetune import finetune
+from schane_cli.models.model import SchaneModel
 from schane_cli.recipe import Recipe, build_recipe, find_recipe, read_recipe
 from schane_cli.terminal import Terminal
 
@@ -28,3 +31,10 @@ def run_tiny(out: Path, resume: bool = False, **overrides: Any) -> dict[str, Any
     """Fine-tune the tiny recipe into `out`; returns the summary."""
     terminal = Terminal(quiet=True)
     return finetune(tiny_recipe(**overrides), out=out, terminal=terminal, resume=out if resume else None)
+
+
+def with_random_classifier(model: SchaneModel) -> SchaneModel:
+    """The model with a classifier as after training: a new one is all zeros, and its logits could not differ."""
+    for parameter in model.backbone.get_classifier().parameters():
+        nn.init.normal_(parameter)
+    return model

@@ -60,8 +60,10 @@ class SchaneModel(nn.Module):
         return Outputs(embedding, self.projection(embedding), self.backbone.get_classifier()(embedding))
 
     def train(self, mode: bool = True) -> "SchaneModel":
-        """As nn.Module.train, but a wholly frozen module stays in eval mode (its running statistics are frozen too), and
-        so does BatchNorm with `batchnorm_frozen`."""
+        """As nn.Module.train, but a wholly frozen module stays in eval mode (its running statistics are frozen too).
+
+        So does BatchNorm with `batchnorm_frozen`.
+        """
         super().train(mode)
         if mode:
             for module in self.modules():
@@ -73,8 +75,8 @@ class SchaneModel(nn.Module):
 
 
 def projection_head(width: int, projection_dim: int) -> nn.Sequential:
-    """Linear(d, d)-ReLU-Linear(d, p), each layer normal with the variance that keeps the scale of its input (2/d before
-    the ReLU, 1/d after it: He et al., arXiv 1502.01852, equation 10), biases zero.
+    """Linear(d, d)-ReLU-Linear(d, p) with biases of zero and normal weights that keep the scale of their input: of
+    variance 2/d before the ReLU and 1/d after it (He et al., arXiv 1502.01852, equation 10).
 
     So the projection starts at the embedding's scale at any width. torch's default shrinks it more than fourfold, and
     its biases, drawn without regard to the embedding's scale, make the projections of small embeddings all alike.

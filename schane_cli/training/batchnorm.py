@@ -13,8 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from schane_cli.distributed import rank, world_size
 from schane_cli.features.extract import autocast, normalise
 from schane_cli.images.imageset import ImageSet
-from schane_cli.images.loader import eval_loader, eval_transform
-from schane_cli.models.model import InputSpec, SchaneModel
+from schane_cli.images.loader import eval_loader
+from schane_cli.images.preprocessing import InputSpec, eval_transform
+from schane_cli.models.model import SchaneModel
 from schane_cli.recipe import Recipe
 
 SLOW_MOMENTUM = 0.01
@@ -68,8 +69,7 @@ def reestimate(
     share = len(order) // world_size()
     batch_size = min(batch_size, share)
     own = order[rank() :: world_size()][: share // batch_size * batch_size]
-    transform = eval_transform(spec.size, spec.crop_pct)
-    for pixels, _, _ in eval_loader(images, transform, batch_size=batch_size, workers=workers, indices=own):
+    for pixels, _, _ in eval_loader(images, eval_transform(spec), batch_size=batch_size, workers=workers, indices=own):
         with autocast(device, amp):
             model(normalise(pixels, spec, device))
     for layer, momentum in zip(layers, momenta, strict=True):

@@ -17,6 +17,7 @@ from schane_cli.models.files import save_whole
 from schane_cli.models.model import build_model, input_spec
 from schane_cli.recipe import build_recipe
 from schane_cli.terminal import Terminal
+from tests.jobs import with_random_classifier
 
 QUIET = Terminal(quiet=True)
 CLASSES = ("ape", "bee", "cat")
@@ -26,7 +27,7 @@ def _checkpoint(folder: Path, backbone: str, **settings: object) -> Path:
     model_settings = {"backbone": backbone, "weights": "random", **settings}
     recipe = build_recipe({"model": model_settings, "data": {"image_size": 64}})
     torch.manual_seed(0)
-    model = build_model(recipe.model, len(CLASSES), 64)
+    model = with_random_classifier(build_model(recipe.model, len(CLASSES), 64))
     path = folder / f"{backbone}.pt"
     save_whole(pack(model, recipe, CLASSES, input_spec(model, 64), {}), path)
     return path

@@ -14,6 +14,7 @@ from schane_cli.models.checkpoint import load_checkpoint, pack
 from schane_cli.models.files import read_checkpoint, read_tensors, save_whole
 from schane_cli.models.model import SHORT_NAMES, backbone_name, build_model, freeze, input_spec, is_convnet
 from schane_cli.recipe import build_recipe
+from tests.jobs import with_random_classifier
 
 FAMILIES = [
     "test_resnet",
@@ -28,7 +29,8 @@ FAMILIES = [
 
 def _model(backbone: str = "test_resnet", size: int = 32, **settings: object):
     recipe = build_recipe({"model": {"backbone": backbone, "weights": "random", **settings}})
-    return build_model(recipe.model, 7, size)
+    model = build_model(recipe.model, 7, size)
+    return model if "weights" in settings else with_random_classifier(model)
 
 
 def _saved(tmp_path: Path, backbone: str = "test_resnet", size: int = 32) -> Path:
@@ -96,6 +98,7 @@ def test_weights_come_from_a_file_and_a_classifier_of_another_size_is_made_anew(
         if not key.startswith("fc."):
             assert torch.equal(loaded[key], value)
     assert loaded["fc.weight"].shape[0] == 7
+    assert not loaded["fc.weight"].any()
 
 
 def test_a_checkpoint_of_ours_is_a_weights_file_too(tmp_path: Path) -> None:
