@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cache
 from importlib import metadata
@@ -267,7 +267,7 @@ def plan(lines: list[dict[str, Any]], all_cases: list[Case]) -> Iterator[tuple[C
 
 
 def rows(lines: list[dict[str, Any]], case: Case) -> list[str]:
-    """The case's part of the table: mean accuracy on val with its interval, and the difference from the first design."""
+    """The case's part of the table: mean accuracy on val with its interval, and the difference from the base."""
     table: dict[tuple[Arm, str], dict[int, dict[str, float]]] = {}
     rates = {}
     for arm in (*case.arms, *EXTRA):
@@ -317,8 +317,8 @@ def report(lines: list[dict[str, Any]], all_cases: list[Case]) -> str:
     )
     return "\n".join(
         [
-            f"{_cpu_name()}, one thread, machine shared with other work; {packages}; {date.today()}. {len(lines)} runs, "
-            f"{seconds / 60:.0f} minutes. Train / val images: {sizes}. {' '.join(before)}",
+            f"{_cpu_name()}, one thread, machine shared with other work; {packages}; {date.today()}. {len(lines)} "
+            f"runs, {seconds / 60:.0f} minutes. Train / val images: {sizes}. {' '.join(before)}",
             "",
             header,
             "| --- | --- | --- | --- | --- | ---: | ---: | ---: | --- | ---: |",
