@@ -21,8 +21,11 @@ from schane_cli.recipe import (
     protocol_values,
     read_recipe,
     recipe_fields,
+    recipe_measured,
     recipe_names,
+    recipe_title,
     resolve_recipe,
+    to_yaml,
 )
 
 if TYPE_CHECKING:
@@ -351,22 +354,24 @@ def study(
 
 @recipes_app.command("ls")
 def recipes_ls() -> None:
-    """List the recipes with the first line of each."""
+    """List the recipes: what each is, and when it was run as it stands."""
     from schane_cli.terminal import Terminal, figures_table
 
-    rows = []
-    for name in recipe_names():
-        first = find_recipe(name).read_text().splitlines()[0].removeprefix("#").strip()
-        rows.append((name, first))
-    table = figures_table("recipes", rows, ("name", "what"))
-    table.columns[1].justify = "left"
+    rows = [(name, recipe_measured(name) or "not yet", recipe_title(name)) for name in recipe_names()]
+    table = figures_table("recipes", rows, ("name", "run", "what"))
+    for column in table.columns:
+        column.justify = "left"
     Terminal().table(table)
 
 
 @recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="recipe name or path")]) -> None:
-    """Print a recipe as it is written, header included."""
-    print(find_recipe(name).read_text(), end="")
+def recipes_show(
+    name: Annotated[str, typer.Argument(help="recipe name or path", autocompletion=complete_recipe)],
+    resolved: Annotated[bool, typer.Option("--resolved", help="print every value, the defaults included")] = False,
+) -> None:
+    """Print a recipe as it is written: its header, and what differs from the defaults."""
+    file = find_recipe(name)
+    print(to_yaml(build_recipe(read_recipe(file))) if resolved else file.read_text(), end="")
 
 
 @recipes_app.command("cp")

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 
 from schane_cli.errors import BadRequest
-from schane_cli.recipe import check_keys, parse_set, recipe_fields, recipe_names
+from schane_cli.recipe import check_keys, loss_names, parse_set, recipe_fields, recipe_names
 
 RecipeValues = dict[str, Any]
 
@@ -123,9 +123,16 @@ def _is_list(key: str) -> bool:
 
 
 def _choices(key: str) -> list[str]:
-    """The words a key may take, for help and for the shell's completion; empty where any value is possible."""
+    """The only words a key may take; empty where there are others."""
     kind = _plain_type(recipe_fields()[key].annotation)
     return [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+
+
+def _known_words(key: str) -> list[str]:
+    """Words that the shell offers for a key."""
+    if key == "loss.name":
+        return loss_names()
+    return _choices(key)
 
 
 def _metavar(key: str, kind: Any) -> str:
@@ -155,12 +162,11 @@ def _range(key: str) -> str:
 
 def _completion(key: str) -> Callable[[str], list[str]] | None:
     """What the shell offers for a flag's value, where the values are known."""
-    choices = _choices(key)
 
     def complete(incomplete: str) -> list[str]:
-        return [choice for choice in choices if choice.startswith(incomplete)]
+        return [word for word in _known_words(key) if word.startswith(incomplete)]
 
-    return complete if choices else None
+    return complete if key == "loss.name" or _choices(key) else None
 
 
 def complete_recipe(incomplete: str) -> list[str]:

@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+from schane_cli import plugins
 from schane_cli.errors import BadRequest, nearest
 
-LossName = Literal["schane", "easy", "supcon", "simclr", "ce"]
+BUILT_IN_LOSSES = ("schane", "easy", "supcon", "simclr", "ce")
 
 
 class _Section(BaseModel):
@@ -74,9 +75,14 @@ class ModelRecipe(_Section):
 
 
 class LossRecipe(_Section):
-    """L = contrastive_weight * L_contrastive + (1 - contrastive_weight) * L_CE  (arXiv:2308.14893)."""
+    """L = contrastive_weight * L_contrastive + (1 - contrastive_weight) * L_CE  (arXiv:2308.14893).
 
-    name: LossName = Field("schane", description="schane, easy, supcon, simclr or ce")
+    `SchaneLoss` has the same defaults. Its file can be copied out and used alone, so it holds them too; a test keeps
+    the two equal.
+    """
+
+    name: str = Field("schane", description="schane, easy, supcon, simclr, ce, or a loss of an installed package")
+    args: dict[str, Any] = Field({}, description="further arguments for the loss of an installed package")
     contrastive_weight: float = Field(0.9, ge=0, lt=1, description="lambda, the share of the contrastive term")
     temperature: float = Field(0.5, gt=0, description="tau, divides the cosine similarity")
     hardness: float = Field(1.0, ge=0, description="beta, weight of hard negatives; 0 weighs all alike")
@@ -178,13 +184,17 @@ class Recipe(_Section):
         """Every value under its dotted key, as plain YAML values: {"loss.temperature": 0.5, ...}."""
         return flatten(self.model_dump(mode="json"))
 
+    def with_values(self, overrides: Mapping[str, Any]) -> "Recipe":
+        """This recipe with other values at dotted keys. Raises BadRequest as `build_recipe` does."""
+        return _checked(self.model_dump(mode="json"), overrides)
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}; model.args stays one value."""
+    """{"a": {"b": 1}} as {"a.b": 1}; `model.args` and `loss.args` stay one value each."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name != "model.args":
+        if isinstance(value, Mapping) and name not in {"model.args", "loss.args"}:
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value
@@ -236,6 +246,18 @@ def find_recipe(name_or_path: str) -> Path:
         hint = nearest(name_or_path, recipe_names())
         raise BadRequest(f"unknown recipe {name_or_path!r}{hint} (schane recipes ls shows all)")
     return recipe_folder() / f"{name_or_path}.yaml"
+
+
+def recipe_title(name: str) -> str:
+    """The first line of a recipe's header."""
+    return find_recipe(name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+
+
+def recipe_measured(name: str) -> str | None:
+    """The date under `Measured:` in a recipe's header, when it was run as it stands; None where it has not been."""
+    header = [line for line in find_recipe(name).read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    measured = re.search(r"# Measured:.*?(\d{4}-\d\d-\d\d)", "\n".join(header), flags=re.DOTALL)
+    return measured[1] if measured else None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -372,7 +394,7 @@ def unknown_key(key: str) -> str:
 
 def check_keys(keys: Iterable[str]) -> None:
     """BadRequest for dotted keys that no recipe holds, before anything else is done."""
-    unknown = [key for key in keys if key not in recipe_fields() and not key.startswith("model.args.")]
+    unknown = [key for key in keys if key not in recipe_fields() and not key.startswith(("model.args.", "loss.args."))]
     if unknown:
         raise BadRequest("; ".join(unknown_key(key) for key in unknown))
 
@@ -394,10 +416,37 @@ def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
     """Check a tree of values, with dotted overrides on top, and freeze it.
 
     Raises:
-        BadRequest: an unknown key (the nearest known one is named) or a value out of range.
+        BadRequest: an unknown key (the one that was probably meant is named), a value out of range, or a loss that
+            neither schane nor an installed package has.
     """
+    recipe = _checked(tree, overrides or {})
+    _check_loss(recipe.loss)
+    return recipe
+
+
+def saved_recipe(tree: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run that was trained: the package that brought its loss may be gone since and is not needed."""
+    return _checked(tree, {})
+
+
+def loss_names() -> list[str]:
+    """Every loss that `loss.name` takes: the built-in ones, then those of installed packages."""
+    return [*BUILT_IN_LOSSES, *plugins.plugin_names(plugins.LOSSES)]
+
+
+def _check_loss(loss: LossRecipe) -> None:
+    if loss.name in BUILT_IN_LOSSES:
+        if loss.args:
+            raise BadRequest(f"loss.args does not act with {loss.name}, whose arguments are keys of their own")
+        return
+    names = loss_names()
+    if loss.name not in names:
+        raise BadRequest(f"loss.name: unknown loss {loss.name!r}{nearest(loss.name, names)}; known: {', '.join(names)}")
+
+
+def _checked(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
     merged: dict[str, Any] = _plain(tree)
-    for key, value in (overrides or {}).items():
+    for key, value in overrides.items():
         set_key(merged, key, _plain(value))
     try:
         return Recipe.model_validate(merged)

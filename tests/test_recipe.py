@@ -118,7 +118,7 @@ def test_a_dataset_without_a_recipe_of_its_own_starts_from_the_defaults() -> Non
 
 def test_the_loss_has_the_same_defaults_in_the_recipe_and_in_the_library() -> None:
     signature = inspect.signature(SchaneLoss.__init__).parameters
-    for name in ("hardness", "positives", "stop_gradient"):
+    for name in ("temperature", "hardness", "positives", "stop_gradient"):
         assert signature[name].default == LossRecipe.model_fields[name].default
 
 

@@ -203,7 +203,7 @@ def _origin(loaded: Loaded) -> dict[str, Any]:
 def _check(checkpoints: Sequence[Path], overrides: Mapping[str, Any], options: EmbedOptions, terminal: Terminal) -> Job:
     """Everything that can be refused before a model runs."""
     loaded = [load_checkpoint(path) for path in checkpoints]
-    recipes = [build_recipe(one.recipe.model_dump(mode="json"), overrides) for one in loaded]
+    recipes = [one.recipe.with_values(overrides) for one in loaded]
     device = pick_device(recipes[0].device)
     names = checkpoint_names(loaded)
     images, notes = _common_images(loaded, recipes, names, options.split)

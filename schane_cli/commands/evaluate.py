@@ -20,7 +20,7 @@ from schane_cli.metrics import classification as metrics
 from schane_cli.metrics.classification import Calibration
 from schane_cli.metrics.intervals import Estimate
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
-from schane_cli.recipe import DataRecipe, Recipe, build_recipe
+from schane_cli.recipe import DataRecipe, Recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label
 from schane_cli.terminal import Terminal
 
@@ -181,7 +181,7 @@ def dataset_recipe(loaded: Loaded, dataset: str, overrides: Mapping[str, Any]) -
     values = {**overrides, "data.dataset": dataset}
     if dataset != loaded.recipe.data.dataset:
         values["data.train_per_class"] = None
-    return build_recipe(loaded.recipe.model_dump(mode="json"), values)
+    return loaded.recipe.with_values(values)
 
 
 def make_plan(loaded: Loaded, recipe: Recipe, split: str, extras: Extras) -> Plan:

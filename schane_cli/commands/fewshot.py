@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from schane_cli import plugins
 from schane_cli.datasets.catalog import class_list
 from schane_cli.datasets.load import load_fewshot_splits
 from schane_cli.distributed import rank
 from schane_cli.errors import BadRequest, nearest, refusing
 from schane_cli.features.extract import extract
 from schane_cli.features.store import RandomView, stored_features
-from schane_cli.fewshot.classifiers import CLASSIFIERS, TRANSDUCTIVE
+from schane_cli.fewshot.classifiers import CLASSIFIERS, Method, as_classifier
 from schane_cli.fewshot.episodes import Episodes, disjoint_episodes, draw_episodes
 from schane_cli.fewshot.scores import evaluate_episodes
 from schane_cli.images.imageset import ImageSet
@@ -26,7 +27,7 @@ from schane_cli.metrics.intervals import paired_comparison, t_interval
 from schane_cli.metrics.registry import METRICS
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.models.model import SchaneModel
-from schane_cli.recipe import FewshotRecipe, Recipe, build_recipe
+from schane_cli.recipe import FewshotRecipe, Recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label
 from schane_cli.terminal import Terminal
 from schane_cli.training.job import announce, describe, prepare, train
@@ -136,12 +137,20 @@ def draw(novel: ImageSet, recipe: Recipe, shots: int) -> Episodes:
 
 
 def check_classifiers(settings: FewshotRecipe) -> None:
-    """BadRequest for a classifier that is not there."""
+    """Get the classifiers of installed packages ready; BadRequest for one that nobody has."""
     for name in settings.classifier:
         if name not in CLASSIFIERS:
-            raise BadRequest(
-                f"unknown classifier {name!r}{nearest(name, CLASSIFIERS)}; known: {', '.join(CLASSIFIERS)}"
-            )
+            CLASSIFIERS[name] = _plugin_classifier(name)
+
+
+def _plugin_classifier(name: str) -> Method:
+    try:
+        return as_classifier(plugins.load_plugin(plugins.CLASSIFIERS, name), f"{name}, of an installed package")
+    except KeyError:
+        known = [*CLASSIFIERS, *plugins.plugin_names(plugins.CLASSIFIERS)]
+        raise BadRequest(f"unknown classifier {name!r}{nearest(name, known)}; known: {', '.join(known)}") from None
+    except ValueError as error:
+        raise BadRequest(f"{name!r}: {error}") from None
 
 
 def seen_classes(loaded: Loaded, novel: ImageSet, allowed: bool) -> str | None:
@@ -272,7 +281,7 @@ def score_all(
                     "checkpoint": name,
                     "shots": shots,
                     "classifier": method,
-                    "transductive": method in TRANSDUCTIVE,
+                    "transductive": CLASSIFIERS[method].transductive,
                     **interval("accuracy", right),
                     **disjoint_interval(entrants[name], novel, shots, method, recipe),
                 }
@@ -397,7 +406,7 @@ def write_tables(
 
 def checkpoint_recipe(checkpoint: Path, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe of an evaluation: the checkpoint's own, with overrides on top."""
-    return build_recipe(load_checkpoint(checkpoint).recipe.model_dump(mode="json"), overrides)
+    return load_checkpoint(checkpoint).recipe.with_values(overrides)
 
 
 def seen_classes_note(backbone: str, weights: str, dataset: str) -> str | None:

@@ -13,7 +13,7 @@ from schane_cli.commands.study_file import Setting, StudyFile, read_study, setti
 from schane_cli.datasets.load import load_fewshot_splits, load_splits, reading_once
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.metrics.registry import metric
-from schane_cli.recipe import Recipe, to_yaml
+from schane_cli.recipe import Recipe
 from schane_cli.run import RESULTS, RunFolder, pick_device, plain
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted
@@ -188,9 +188,3 @@ def summarise(file: StudyFile, queue: Any, folder: Path) -> dict[str, Any]:
         summary["best"] = {"label": plan[best.user_attrs["index"]].label, file.objective: best.value, **best.params}
     RunFolder(folder).finish(summary)
     return plain(summary)
-
-
-def best_recipe(file: StudyFile, summary: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
-    """The recipe of a search's best trial as YAML."""
-    values = next(trial["values"] for trial in summary["trials"] if trial["label"] == summary["best"]["label"])
-    return to_yaml(study_recipe(file, values, file.seeds[0], machine))

@@ -3,7 +3,7 @@
 Facts only: nothing is read or downloaded here. Counts are images per official split, as the sources state them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from schane_cli.errors import BadRequest, nearest
@@ -47,7 +47,6 @@ class Dataset:
     by_hand: str = ""
     over: str | None = None  # the dataset whose images it is made of
     fewshot: bool = False
-    warnings: tuple[str, ...] = field(default_factory=tuple)
 
     def folder(self, root: Path) -> Path:
         """Where its files lie."""

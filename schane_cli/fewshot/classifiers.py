@@ -169,6 +169,23 @@ CLASSIFIERS: dict[str, Method] = {
     "bd-cspn": Method(bd_cspn, True, "BD-CSPN, arXiv 1911.10713"),
     "laplacianshot": Method(laplacianshot, True, "LaplacianShot, arXiv 2006.15486"),
 }
+
+
+def as_classifier(found: Any, source: str) -> Method:
+    """A `Method`, or a function `(support, query) -> logits` made one; its attribute `transductive` is heeded.
+
+    Raises:
+        ValueError: neither.
+    """
+    if isinstance(found, Method):
+        return found
+    if not callable(found):
+        raise ValueError(
+            f"a classifier is a function (support, query) -> logits or a Method, got {type(found).__name__}"
+        )
+    return Method(found, bool(getattr(found, "transductive", False)), source)
+
+
 # Transductive methods use that the queries come together and, mostly, that classes are balanced: label them as such.
 TRANSDUCTIVE = frozenset(name for name, method in CLASSIFIERS.items() if method.transductive)
 

@@ -3,7 +3,7 @@
 This file can be lifted out and used alone (it then has the dense form only, see `Backend`)::
 
     from schane_cli.losses import SchaneLoss
-    criterion = SchaneLoss(temperature=0.5)
+    criterion = SchaneLoss()
     loss = criterion(projection, labels)      # (n, d) float, normalised inside; (n,) integer
     loss.backward()
 
@@ -242,11 +242,12 @@ class _ContrastiveLoss(nn.Module):
     hardness: float = 0.0
     stop_gradient: bool = False
     needs_negatives: bool = True
+    by_image: bool = False  # the labels of forward are image ids, not classes
 
     def __init__(
         self,
         *,
-        temperature: float,
+        temperature: float = 0.5,
         pool: PoolScope = "global",
         backend: Backend = "auto",
         memory: CrossBatchMemory | None = None,
@@ -416,7 +417,7 @@ class SchaneLoss(_ContrastiveLoss):
     def __init__(
         self,
         *,
-        temperature: float,
+        temperature: float = 0.5,
         hardness: float = 1.0,
         positives: Positives = "mean",
         stop_gradient: bool = False,
@@ -465,40 +466,7 @@ class SimCLRLoss(SupConLoss):
     With two views there is one positive, and SupCon over ids is NT-Xent; with more, the mean over the positives.
     """
 
-
-def contrastive_loss(
-    name: str,
-    *,
-    temperature: float,
-    hardness: float,
-    positives: Positives,
-    stop_gradient: bool,
-    **shared: Unpack[Shared],
-) -> SchaneLoss | SupConLoss:
-    """The objective of that name: `schane`, `easy` (schane at hardness 0), `supcon` or `simclr`.
-
-    Arguments that the named objective does not have are ignored, so that one recipe serves a comparison. Raises
-    ValueError for another name: plain cross-entropy has no contrastive term and is not built here.
-    """
-    _check_choice("name", name, ("schane", "easy", "supcon", "simclr"))
-    if name == "supcon":
-        return SupConLoss(temperature=temperature, **shared)
-    if name == "simclr":
-        return SimCLRLoss(temperature=temperature, **shared)
-    hardness = hardness if name == "schane" else 0.0
-    return SchaneLoss(
-        temperature=temperature, hardness=hardness, positives=positives, stop_gradient=stop_gradient, **shared
-    )
-
-
-def schane_loss(projection: Tensor, labels: Tensor, **options: Any) -> Tensor:
-    """`SchaneLoss(**options)(projection, labels)`: a scalar; `temperature` is required."""
-    return SchaneLoss(**options)(projection, labels)
-
-
-def supcon_loss(projection: Tensor, labels: Tensor, **options: Any) -> Tensor:
-    """`SupConLoss(**options)(projection, labels)`: a scalar; `temperature` is required."""
-    return SupConLoss(**options)(projection, labels)
+    by_image = True
 
 
 def make_pairs(labels: Tensor, offset: int, anchors: int, dtype: torch.dtype) -> Pairs:

@@ -1,4 +1,4 @@
-"""The soft means of `losses.py` and their gradient without n x n matrices, in plain torch on any device.
+"""The soft means of `contrastive.py` and their gradient without n x n matrices, in plain torch on any device.
 
 Similarities are computed tile by tile, reduced to a few numbers an anchor, dropped, and computed again in backward:
 O(N d + tile N) memory, whatever is kept for backward included. Two ways:
@@ -33,7 +33,7 @@ DROPPED = -80.0  # exponents are cut here: 2e-35 of the largest term, and denorm
 def tiled_soft_means(
     pool: Tensor, pairs: Pairs, weighting: Weighting, *, allow_tf32: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(pos_i, neg_i) of `losses.py`, each (m,), of the anchors of `pool` (N, d) with unit rows."""
+    """(pos_i, neg_i) of `contrastive.py`, each (m,), of the anchors of `pool` (N, d) with unit rows."""
     positive, negative = _TiledSoftMeans.apply(pool, pairs, weighting, allow_tf32)
     return positive, negative
 

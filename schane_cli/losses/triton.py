@@ -1,4 +1,4 @@
-"""The soft means of `losses.py` and their gradient as two fused Triton kernels, for fp32 on CUDA.
+"""The soft means of `contrastive.py` and their gradient as two fused Triton kernels, for fp32 on CUDA.
 
 No n x n matrix reaches memory. With x = s log2(e) / tau, a tile of x lives in registers for as long as it is needed:
 
@@ -194,7 +194,7 @@ def _gradient_kernel(pool, classes, numbers, grad, n, d, first_row, last_row, fi
 def triton_soft_means(
     pool: Tensor, pairs: Pairs, weighting: Weighting, *, allow_tf32: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(pos_i, neg_i) of `losses.py`, each (m,), of the anchors of `pool` (N, d) fp32 with unit rows.
+    """(pos_i, neg_i) of `contrastive.py`, each (m,), of the anchors of `pool` (N, d) fp32 with unit rows.
 
     Raises ValueError for another dtype, and off CUDA unless TRITON_INTERPRET=1 was set before the import.
     """

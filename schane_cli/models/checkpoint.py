@@ -12,7 +12,7 @@ from schane_cli.images.preprocessing import InputSpec, stored_input
 from schane_cli.models.files import FORMAT, find_checkpoint, read_checkpoint
 from schane_cli.models.model import SchaneModel, architecture, build_model
 from schane_cli.models.sharding import split_state, whole
-from schane_cli.recipe import Recipe, build_recipe
+from schane_cli.recipe import Recipe, saved_recipe
 
 
 @dataclass
@@ -65,7 +65,7 @@ def load_checkpoint(path: Path) -> Loaded:
     """
     file = find_checkpoint(path)
     content = read_checkpoint(file)
-    recipe = build_recipe(content["recipe"])
+    recipe = saved_recipe(content["recipe"])
     spec = stored_input(content["input"])
     model = build_model(recipe.model, len(content["class_names"]), spec.size, load_weights=False)
     restore(model, content, file)

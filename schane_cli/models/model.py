@@ -34,7 +34,7 @@ class Outputs(NamedTuple):
 
 
 class SchaneModel(nn.Module):
-    """h = pooled feature of a timm backbone; logits = its classifier(h); projection = head(h) (method.md, The model).
+    """h = pooled feature of a timm backbone; logits = its classifier(h); projection = head(h) (docs/method.md).
 
     The projection head is Linear(d, d)-ReLU-Linear(d, p); with `projection_dim` 0 the contrastive term sees h.
 

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms import v2
 
+from schane_cli import plugins
 from schane_cli.distributed import world_size
-from schane_cli.losses.contrastive import CrossBatchMemory, contrastive_loss
+from schane_cli.errors import BadRequest
+from schane_cli.losses import CrossBatchMemory, contrastive_loss, is_registered, register_loss
 from schane_cli.recipe import LossRecipe
 
 
@@ -22,7 +24,7 @@ class LossParts(NamedTuple):
 
 
 class Objective(nn.Module):
-    """From projections, logits and labels of all views to the loss (method.md, The objective).
+    """From projections, logits and labels of all views to the loss (docs/method.md, The objective).
 
     Rows are view-major: row v * B + b is view v of image b. Under several processes the value is scaled so that
     averaging gradients over processes (as DDP does) gives the gradient of the loss of the whole batch, uneven parts
@@ -34,29 +36,15 @@ class Objective(nn.Module):
         super().__init__()
         self.weight = recipe.contrastive_weight if recipe.name != "ce" else 0.0
         self.label_smoothing = recipe.label_smoothing
-        self.by_image = recipe.name == "simclr"
-        self.criterion = (
-            contrastive_loss(
-                recipe.name,
-                temperature=recipe.temperature,
-                hardness=recipe.hardness,
-                positives=recipe.positives,
-                stop_gradient=recipe.stop_gradient,
-                pool=recipe.contrastive_pool,
-                memory=CrossBatchMemory(recipe.memory_size, projection_dim) if recipe.memory_size else None,
-                check_finite=False,  # the training core checks every step's loss and gradient itself
-            )
-            if self.weight
-            else None
-        )
+        self.criterion = contrastive_term(recipe, projection_dim) if self.weight else None
         mixers = [v2.MixUp(alpha=recipe.mixup, num_classes=n_classes)] if recipe.mixup else []
         mixers += [v2.CutMix(alpha=recipe.cutmix, num_classes=n_classes)] if recipe.cutmix else []
         self.mixer: v2.Transform | None = v2.RandomChoice(mixers) if mixers else None
 
     @property
     def stats(self) -> dict[str, torch.Tensor]:
-        """Counts and similarities of the last contrastive term (losses.py); empty for cross-entropy alone."""
-        return self.criterion.stats if self.criterion is not None else {}
+        """What the contrastive term says of the last batch (`SchaneLoss`); empty for cross-entropy alone."""
+        return getattr(self.criterion, "stats", {})
 
     def mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, 3, S, S) and labels (n,) -> mixed images and soft labels (n, classes)."""
@@ -76,7 +64,9 @@ class Objective(nn.Module):
         cross_entropy = self._cross_entropy(logits.float(), labels if soft_labels is None else soft_labels)
         if self.criterion is None:
             return LossParts(cross_entropy, torch.zeros_like(cross_entropy), cross_entropy)
-        contrastive = self.criterion(projection.float(), indices if self.by_image else labels)
+        contrastive = self.criterion(
+            projection.float(), indices if getattr(self.criterion, "by_image", False) else labels
+        )
         total = self.weight * contrastive + (1 - self.weight) * cross_entropy
         return LossParts(total, contrastive, cross_entropy)
 
@@ -88,3 +78,26 @@ class Objective(nn.Module):
         all_rows = rows.clone()
         dist.all_reduce(all_rows)
         return loss * rows * world_size() / all_rows
+
+
+def contrastive_term(recipe: LossRecipe, projection_dim: int) -> nn.Module:
+    """The contrastive loss that the recipe names, built-in or of an installed package.
+
+    Raises:
+        BadRequest: an installed package's loss that cannot be imported or built.
+    """
+    if not is_registered(recipe.name):
+        register_loss(recipe.name, plugins.load_plugin(plugins.LOSSES, recipe.name))
+    options = {
+        "temperature": recipe.temperature,
+        "hardness": recipe.hardness,
+        "positives": recipe.positives,
+        "stop_gradient": recipe.stop_gradient,
+        "pool": recipe.contrastive_pool,
+        "memory": CrossBatchMemory(recipe.memory_size, projection_dim) if recipe.memory_size else None,
+        "check_finite": False,  # the training core checks every step's loss and gradient itself
+    }
+    try:
+        return contrastive_loss(recipe.name, extra=recipe.args, **options)
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"the loss {recipe.name!r} cannot be built: {error}") from None

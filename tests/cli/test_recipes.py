@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from schane_cli.recipe import find_recipe, recipe_names
+from schane_cli.recipe import Recipe, build_recipe, find_recipe, flatten, parse_yaml, read_recipe, recipe_names
 from tests.conftest import run_cli
 
 
@@ -11,6 +11,30 @@ def test_ls_shows_every_recipe(capsys) -> None:
     out = capsys.readouterr().out
     assert all(name in out for name in recipe_names())
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_ls_says_which_recipes_have_been_run_as_they_stand(capsys) -> None:
+    run_cli("recipes", "ls")
+    lines = capsys.readouterr().out.splitlines()
+    (digits,) = [line for line in lines if " digits " in line]
+    (imagenet,) = [line for line in lines if " imagenet1k " in line]
+    assert "2026-" in digits
+    assert "not yet" in imagenet
+
+
+def test_show_resolved_prints_every_value_and_reads_back(capsys) -> None:
+    assert run_cli("recipes", "show", "cifar100", "--resolved") == 0
+    tree = parse_yaml(capsys.readouterr().out, "out")
+    assert flatten(tree) == build_recipe(read_recipe(find_recipe("cifar100"))).flat()
+
+
+def test_a_recipe_repeats_no_default() -> None:
+    defaults = Recipe().flat()
+    for name in recipe_names():
+        tree = read_recipe(find_recipe(name))
+        whole = build_recipe(tree).flat()
+        repeated = [key for key in flatten(tree) if key != "data.dataset" and whole[key] == defaults[key]]
+        assert repeated == [], name
 
 
 def test_show_prints_the_file_and_cp_copies_it_once(tmp_path: Path, capsys) -> None:

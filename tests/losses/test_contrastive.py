@@ -14,16 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from schane_cli.losses import CrossBatchMemory, SchaneLoss, SimCLRLoss, SupConLoss, contrastive_loss
 from schane_cli.losses import contrastive as losses
-from schane_cli.losses.contrastive import (
-    CrossBatchMemory,
-    SchaneLoss,
-    SimCLRLoss,
-    SupConLoss,
-    contrastive_loss,
-    schane_loss,
-    supcon_loss,
-)
 
 BACKENDS = ("dense", "tiled")
 
@@ -165,21 +157,21 @@ def test_the_values_and_gradients_of_the_release_are_met(real_data, backend):
         assert relative(gradient, slope) < 1e-9
 
 
-def test_functional_forms_and_the_factory_build_the_same_objectives():
+def test_a_loss_asked_for_by_name_is_the_class_with_the_options_that_it_has():
     projection, labels = batch(20, 6, 3)
     options = {"hardness": 2.0, "positives": "sum", "stop_gradient": True}
     torch.testing.assert_close(
         contrastive_loss("schane", temperature=0.2, pool="global", **options)(projection, labels),
-        schane_loss(projection, labels, temperature=0.2, **options),
+        SchaneLoss(temperature=0.2, **options)(projection, labels),
     )
     torch.testing.assert_close(
         contrastive_loss("easy", temperature=0.2, pool="local", **options)(projection, labels),
-        schane_loss(projection, labels, temperature=0.2, hardness=0.0, positives="sum"),
+        SchaneLoss(temperature=0.2, hardness=0.0, positives="sum")(projection, labels),
     )
     for name, kind in (("supcon", SupConLoss), ("simclr", SimCLRLoss)):
         criterion = contrastive_loss(name, temperature=0.2, pool="global", **options)
         assert type(criterion) is kind
-        torch.testing.assert_close(criterion(projection, labels), supcon_loss(projection, labels, temperature=0.2))
+        torch.testing.assert_close(criterion(projection, labels), SupConLoss(temperature=0.2)(projection, labels))
     with pytest.raises(ValueError, match="name is 'ce'; allowed: schane, easy, supcon, simclr"):
         contrastive_loss("ce", temperature=0.2, pool="global", **options)
 
