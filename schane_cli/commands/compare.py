@@ -15,11 +15,11 @@ from schane_cli.metrics.intervals import (
     Estimate,
     PairedComparison,
     effect_size,
-    holm,
+    holm_where_tested,
     paired_comparison,
     t_interval,
 )
-from schane_cli.metrics.registry import Metric, find_metric
+from schane_cli.metrics.registry import WILSON, Metric, find_metric
 from schane_cli.metrics.registry import metric as registered
 from schane_cli.run import RunFolder, plain
 
@@ -35,7 +35,8 @@ TRAIN_SET = ("data.dataset", "data.train_per_class", "data.train_on")
 class Run:
     """A finished run: its recipe by dotted key, its metrics by name, and the name of its group if a study gave one.
 
-    `values` are as in summary.json, without the metrics' unit. `counts`: over how many images or episodes a metric is.
+    `values` are as in summary.json, without the metrics' unit. `counts`: over how many images or
+    episodes a metric is.
     """
 
     path: str
@@ -44,7 +45,7 @@ class Run:
     identity: Mapping[str, str]
     seed: int
     label: str | None = None
-    counts: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Difference:
     pair: PairedComparison
     unit: str
     effect_size: float
-    p_adjusted: float
+    p_adjusted: float | None
     sentence: str
 
 
@@ -99,7 +100,8 @@ class Block:
     @property
     def count(self) -> str | None:
         """`n = 10,000 images`: of what the metric is in every run."""
-        return self.groups[0].runs[self.seeds[0]].counts.get(self.metric)
+        counted = self.groups[0].runs[self.seeds[0]].counts.get(self.metric)
+        return f"n = {counted[0]:,} {counted[1]}" if counted else None
 
     def table(self) -> pd.DataFrame:
         """One row per group: every shared metric with its interval, the paired difference, the cost."""
@@ -114,10 +116,11 @@ class Block:
             row |= {name: estimate.value, f"{name}_low": low, f"{name}_high": high}
         if difference is not None:
             pair = difference.pair
+            low, high = pair.ci95 or (None, None)
             row |= {
                 "difference": pair.difference,
-                "difference_low": pair.low,
-                "difference_high": pair.high,
+                "difference_low": low,
+                "difference_high": high,
                 "p_value": pair.p_value,
                 "p_holm": difference.p_adjusted,
                 "effect_size": difference.effect_size,
@@ -143,13 +146,8 @@ def compare_runs(runs: Sequence[Run], *, metric: str | None, baseline: str | Non
     """The same of runs that are read already."""
     if not runs:
         raise BadRequest("no finished run is there; a run has recipe.yaml and summary.json in its folder")
-    known = shared_metrics(runs)
-    reported = [name for name in known if name == "test_accuracy" or "shot_" in name]
-    metric = metric or next(iter([*reported, *known]), "")
-    if metric not in known:
-        raise BadRequest(
-            f"not every run has the metric {metric!r}{nearest(metric, known)}; all have {', '.join(known)}"
-        )
+    metric = metric or _default_metric(runs)
+    _refuse_metric(runs, metric)
     by_train = defaultdict(list)
     for run in runs:
         by_train[tuple(str(run.recipe.get(key)) for key in TRAIN_SET)].append(run)
@@ -163,6 +161,25 @@ def compare_runs(runs: Sequence[Run], *, metric: str | None, baseline: str | Non
             raise BadRequest(f"no two runs trained on the same images differ in anything but the seed ({titles})")
         raise BadRequest(f"all {len(runs)} runs have the same recipe but for the seed: there is nothing to compare")
     return blocks
+
+
+def _default_metric(runs: Sequence[Run]) -> str:
+    """Test accuracy, or for few-shot runs the first accuracy that they share, or whatever they share."""
+    shared = [name for name in runs[0].values if all(name in run.values for run in runs)]
+    reported = [name for name in shared if name == "test_accuracy" or "shot_" in name]
+    return next(iter([*reported, *shared]), "")
+
+
+def _refuse_metric(runs: Sequence[Run], metric: str) -> None:
+    """BadRequest for a metric that some run lacks, or that is not a number in one."""
+    for run in runs:
+        if np.isnan(run.values.get(metric, 0.0)):
+            raise BadRequest(f"{metric} of {run.path} is not a number, so that it cannot be compared")
+    known = shared_metrics(runs)
+    if metric not in known:
+        raise BadRequest(
+            f"not every run has the metric {metric!r}{nearest(metric, known)}; all have {', '.join(known)}"
+        )
 
 
 def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -209,17 +226,17 @@ def _read_run(folder: Path, summary: Mapping[str, Any]) -> Run:
 def make_run(path: str, recipe: Mapping[str, Any], summary: Mapping[str, Any], label: str | None = None) -> Run:
     """A run from its flat recipe and its summary."""
     values = {
-        name: float(value)
+        name: float("nan") if value is None else float(value)  # summary.json has null for NaN
         for name, value in summary.items()
-        if isinstance(value, int | float) and (known := find_metric(name)) and known.kind != "rate"
+        if isinstance(value, int | float | None) and (known := find_metric(name)) and known.kind != "rate"
     }
     splits = {"test"} if "results" in summary else {"test", "val"}  # few-shot's val accuracy may be over episodes
     split_of = {name: split for name in values if (split := name.split("_")[0]) in splits and f"{split}_n" in summary}
-    counts = {name: f"n = {summary[f'{split}_n']:,} images" for name, split in split_of.items()}
+    counts = {name: (int(summary[f"{split}_n"]), "images") for name, split in split_of.items()}
     for result in summary.get("results", []):
         prefix = f"{result['checkpoint']}_" if len(summary["checkpoints"]) > 1 else ""
         name = f"{prefix}{result['shots']}shot_{result['classifier']}_accuracy"
-        values[name], counts[name] = result["accuracy"], f"n = {result['accuracy_episodes']:,} episodes"
+        values[name], counts[name] = result["accuracy"], (int(result["accuracy_episodes"]), "episodes")
     identity = {name: value for name, value in summary.items() if name.endswith("_sha256") and isinstance(value, str)}
     identity |= {f"episodes_{shots}": value for shots, value in summary.get("episodes_sha256", {}).items()}
     seed = int(summary.get("seed", recipe.get("seed", 0)))
@@ -227,9 +244,9 @@ def make_run(path: str, recipe: Mapping[str, Any], summary: Mapping[str, Any], l
 
 
 def shared_metrics(runs: Iterable[Run]) -> list[str]:
-    """Names of the metrics that every run has, in the first one's order; results before costs."""
+    """Names of the metrics that are a number in every run, in the first one's order; results before costs."""
     every = list(runs)
-    names = [name for name in every[0].values if all(name in run.values for run in every)]
+    names = [name for name in every[0].values if all(np.isfinite(run.values.get(name, np.nan)) for run in every)]
     return sorted(names, key=lambda name: registered(name).kind == "cost")
 
 
@@ -321,7 +338,8 @@ def _differences(first: Group, others: Sequence[Group], metric: str, seeds: Sequ
     """Each group against the first: over seeds, or over the episodes where each is one few-shot run."""
     if len(seeds) > 1:
         before = first.values(metric, seeds)
-        pairs, unit = [paired_comparison(before, group.values(metric, seeds)) for group in others], "seeds"
+        step = _resolution(first.runs[seeds[0]], metric)
+        pairs, unit = [paired_comparison(before, group.values(metric, seeds), step) for group in others], "seeds"
         changes = [np.subtract(group.values(metric, seeds), before) for group in others]
     elif metric.endswith("_accuracy") and "shot_" in metric:
         scores = {group.label: _episode_accuracies(group.runs[seeds[0]], metric) for group in [first, *others]}
@@ -330,7 +348,7 @@ def _differences(first: Group, others: Sequence[Group], metric: str, seeds: Sequ
         changes = [scores[group.label] - scores[first.label] for group in others]
     else:
         return []
-    adjusted = holm([pair.p_value for pair in pairs])
+    adjusted = holm_where_tested([pair.p_value for pair in pairs])
     return [
         Difference(
             group.label,
@@ -355,14 +373,24 @@ def _episode_accuracies(run: Run, metric: str) -> np.ndarray:
     return chosen.sort_values("episode")["accuracy"].to_numpy()
 
 
-def sentence(label: str, baseline: str, metric: Metric, pair: PairedComparison, unit: str, p_adjusted: float) -> str:
+def _resolution(run: Run, metric: str) -> float:
+    """The step in which a run's metric comes: 1 / n for a share of n images, 0 for what has no steps."""
+    counted = run.counts.get(metric)
+    return 1 / counted[0] if counted and counted[0] and registered(metric).interval == WILSON else 0.0
+
+
+def sentence(
+    label: str, baseline: str, metric: Metric, pair: PairedComparison, unit: str, p_adjusted: float | None
+) -> str:
     """`schane is better than ce: +1.20 points of test top-1 accuracy (95 % interval ...)`, or that neither is.
 
     A verdict needs Holm's adjusted p below 0.05: what one of many comparisons shows by chance is none.
     """
     change = f"{metric.change_text(pair.difference)} of {metric.label}"
-    interval = f"95 % interval {metric.change_interval((pair.low, pair.high))}"
-    how = f"paired over {pair.n_episodes} {unit}, p = {p_adjusted:.2g}"
+    if p_adjusted is None:
+        return f"{label} and {baseline} are not told apart: {change}, paired over {pair.n} {unit}: {pair.reason}"
+    interval = f"95 % interval {metric.change_interval(pair.ci95)}"
+    how = f"paired over {pair.n} {unit}, p = {p_adjusted:.2g}"
     if p_adjusted >= 0.05:
         return f"{label} and {baseline} are not told apart: {change} ({interval}, {how})"
     return f"{label} is {metric.better(pair.difference)} than {baseline}: {change} ({interval}, {how})"

@@ -23,7 +23,7 @@ from schane_cli.fewshot.episodes import Episodes, disjoint_episodes, draw_episod
 from schane_cli.fewshot.scores import evaluate_episodes
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.splits import FewshotSplits
-from schane_cli.metrics.intervals import paired_comparison, t_interval
+from schane_cli.metrics.intervals import PairedComparison, holm_where_tested, paired_comparison, t_interval
 from schane_cli.metrics.registry import METRICS
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.models.model import SchaneModel
@@ -308,38 +308,47 @@ def disjoint_interval(one: Entrant, novel: ImageSet, shots: int, classifier: str
 def compare(
     names: Sequence[str], correct: Mapping[tuple[str, int, str], np.ndarray], recipe: Recipe
 ) -> list[dict[str, Any]]:
-    """Every further checkpoint against the first, paired on the same episodes, with a sentence for each."""
+    """Every further checkpoint against the first, paired on the same episodes, with a sentence for each.
+
+    The p-values are Holm's over all of them: of many comparisons one looks like a difference by chance.
+    """
     settings = recipe.fewshot
+    keys = [(other, shots, name) for other in names[1:] for shots in settings.shots for name in settings.classifier]
+    pairs = [
+        paired_comparison(correct[names[0], shots, name].mean(1), correct[other, shots, name].mean(1))
+        for other, shots, name in keys
+    ]
+    adjusted = holm_where_tested([pair.p_value for pair in pairs])
     return [
-        _compare_two(names[0], other, shots, method, correct)
-        for other in names[1:]
-        for shots in settings.shots
-        for method in settings.classifier
+        {
+            "sentence": _sentence(names[0], other, shots, name, pair, p, len(keys)),
+            "first": names[0],
+            "other": other,
+            "shots": shots,
+            "classifier": name,
+            "difference": pair.difference,
+            "difference_ci95": pair.ci95,
+            "p_value": pair.p_value,
+            "p_holm": p,
+            "episodes": pair.n,
+        }
+        for (other, shots, name), pair, p in zip(keys, pairs, adjusted, strict=True)
     ]
 
 
-def _compare_two(
-    first: str, other: str, shots: int, method: str, correct: Mapping[tuple[str, int, str], np.ndarray]
-) -> dict[str, Any]:
-    metric = METRICS["fewshot_accuracy"]
-    pair = paired_comparison(correct[first, shots, method].mean(1), correct[other, shots, method].mean(1))
-    verdict = "better than" if pair.low > 0 else "worse than" if pair.high < 0 else "not told apart from"
-    sentence = (
-        f"{shots}-shot, {method}: {other} is {verdict} {first}: {metric.change_text(pair.difference)} (95 % interval "
-        f"{metric.change_interval((pair.low, pair.high))}) over the same {pair.n_episodes} episodes, "
-        f"p = {pair.p_value:.2g}"
+def _sentence(
+    first: str, other: str, shots: int, name: str, pair: PairedComparison, p: float | None, comparisons: int
+) -> str:
+    metric, start = METRICS["fewshot_accuracy"], f"{shots}-shot, {name}: {other} is"
+    change, over = metric.change_text(pair.difference), f"over the same {pair.n} episodes"
+    if p is None:
+        return f"{start} not told apart from {first}: {change} {over}: {pair.reason}"
+    verdict = f"{metric.better(pair.difference)} than" if p < 0.05 else "not told apart from"
+    holm = f" (Holm, {comparisons} comparisons)" if comparisons > 1 else ""
+    return (
+        f"{start} {verdict} {first}: {change} (95 % interval {metric.change_interval(pair.ci95)}) {over}, "
+        f"p = {p:.2g}{holm}"
     )
-    return {
-        "sentence": sentence,
-        "first": first,
-        "other": other,
-        "shots": shots,
-        "classifier": method,
-        "difference": pair.difference,
-        "difference_ci95": [pair.low, pair.high],
-        "p_value": pair.p_value,
-        "episodes": pair.n_episodes,
-    }
 
 
 def curve(

@@ -67,39 +67,55 @@ def t_interval(values: ArrayLike, bounds: tuple[float, float] = UNBOUNDED) -> Es
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """By how much B beats A on the same episodes: mean difference, its 95 % interval, two-sided p-value, episodes."""
+    """By how much B beats A over the same seeds or episodes: mean difference, its 95 % interval, two-sided p-value.
+
+    `ci95` and `p_value` are None where no test can tell, and `reason` says why.
+    """
 
     difference: float
-    low: float
-    high: float
-    p_value: float
-    n_episodes: int
+    ci95: tuple[float, float] | None
+    p_value: float | None
+    n: int
+    reason: str = ""
 
 
-def paired_comparison(a: ArrayLike, b: ArrayLike) -> PairedComparison:
-    """Paired t-test of accuracies `b` against `a`, both (E,) over the same episodes in the same order; B minus A.
+def paired_comparison(a: ArrayLike, b: ArrayLike, resolution: float = 0.0) -> PairedComparison:
+    """Paired t-test of values `b` against `a`, both (m,) over the same seeds or episodes in the same order; B minus A.
 
     The hardness of an episode cancels, so the interval is far narrower than that of either mean. At episode level the
     test treats the images as fixed: over `draw_episodes` a small p-value says that B is better on these images, and
     enough episodes make any difference significant. Over `disjoint_episodes` the images are a sample too, and the
     answer carries over to new images of the same classes (arXiv 2409.02850, section 4).
 
+    `resolution` is the step in which the values come, 1 / n for an accuracy over n images: differences that lie within
+    one step of each other have a spread that rounding made, and two differences are too few for any spread. Neither
+    gives an interval or a verdict: differences that agree by chance would otherwise be told apart with p = 0.
+
     Raises:
-        ValueError: different numbers of episodes, or fewer than two.
+        ValueError: different numbers of values, fewer than two, or values that are not finite.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or len(first) < 2:
         raise ValueError(
             f"a paired comparison needs the same two or more episodes for both, not {first.shape} and {second.shape}"
         )
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("a paired comparison needs finite values, and some are NaN or infinite")
     change = second - first
-    mean = float(change.mean())
-    # Rounding alone would make the spread of equal differences non-zero, and scipy warns of it.
-    if np.ptp(change) <= 1e-12:
-        return PairedComparison(mean, mean, mean, 1.0 if abs(mean) <= 1e-12 else 0.0, len(change))
-    result: Any = stats.ttest_rel(second, first)
+    mean, n = float(change.mean()), len(change)
+    if n == 2:
+        return PairedComparison(mean, None, None, n, "two are too few for a verdict")
+    if np.ptp(change) <= resolution * (1 + 1e-9) + 1e-12:
+        return PairedComparison(mean, None, None, n, "the differences are alike up to rounding, which is no spread")
+    result: Any = stats.ttest_1samp(change, 0.0)
     interval = result.confidence_interval(0.95)
-    return PairedComparison(mean, float(interval.low), float(interval.high), float(result.pvalue), len(change))
+    return PairedComparison(mean, (float(interval.low), float(interval.high)), float(result.pvalue), n)
+
+
+def holm_where_tested(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's adjustment of those p-values that are there; None stays None."""
+    adjusted = iter(holm([p for p in p_values if p is not None]))
+    return [None if p is None else next(adjusted) for p in p_values]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -97,10 +97,11 @@ def _row(block: Block, group: Group, difference: Difference | None) -> tuple[str
         return (group.label, mean)
     if difference is None:
         return (group.label, mean, "baseline", "", "")
-    pair = difference.pair
-    change = f"{metric.change(pair.difference)} ({metric.change_interval((pair.low, pair.high))})"
+    pair, change = difference.pair, metric.change(difference.pair.difference)
+    if pair.ci95 is not None:
+        change += f" ({metric.change_interval(pair.ci95)})"
     effect = "" if np.isnan(difference.effect_size) else f"{difference.effect_size:+.1f}"
-    return (group.label, mean, change, f"{difference.p_adjusted:.2g}", effect)
+    return (group.label, mean, change, "" if difference.p_adjusted is None else f"{difference.p_adjusted:.2g}", effect)
 
 
 def plus_minus(block: Block, group: Group, name: str) -> str:

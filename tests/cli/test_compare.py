@@ -36,7 +36,7 @@ def test_the_paired_difference_agrees_with_scipy() -> None:
     theirs = stats.ttest_rel(OURS, CE)
     assert (difference.label, difference.baseline) == ("schane", "ce")
     assert difference.pair.p_value == pytest.approx(theirs.pvalue)
-    assert (difference.pair.low, difference.pair.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    assert difference.pair.ci95 == pytest.approx(tuple(theirs.confidence_interval(0.95)))
     change = OURS - CE
     assert difference.effect_size == pytest.approx(change.mean() / change.std(ddof=1) * (1 - 3 / (4 * 4 - 1)))
     assert difference.sentence.startswith("schane is better than ce: +2.60 points of test top-1 accuracy")
@@ -92,11 +92,11 @@ def test_of_a_metric_without_a_better_side_one_is_higher() -> None:
     name = "made test embedding, n=100: average cosine"
     runs = [
         replace(run, values={**run.values, name: run.values["test_accuracy"]})
-        for run in made("ce", CE) + made("schane", OURS) + made("easy", CE - 0.05)
+        for run in made("ce", CE) + made("schane", OURS) + made("easy", OURS - 0.1)
     ]
     said = {difference.label: difference.sentence for difference in block(runs, metric=name).differences}
     assert said["schane"].startswith("schane is higher than ce: +0.02600 of average cosine")
-    assert said["easy"].startswith("easy is lower than ce: -0.05000 of average cosine")
+    assert said["easy"].startswith("easy is lower than ce: -0.07400 of average cosine")
 
 
 def test_few_shot_runs_are_compared_by_an_accuracy_and_say_their_episodes() -> None:
@@ -114,6 +114,23 @@ def test_few_shot_runs_are_compared_by_an_accuracy_and_say_their_episodes() -> N
     found = block([run(loss, seed, 0.7 + seed / 100) for loss in ("ce", "schane") for seed in (0, 1)])
     assert found.metric == "5shot_centroid_accuracy"
     assert found.count == "n = 600 episodes"
+
+
+def test_two_seeds_or_differences_that_agree_to_rounding_give_no_verdict() -> None:
+    (difference,) = block(made("ce", CE[:2]) + made("schane", CE[:2] + 0.03)).differences
+    assert difference.sentence == (
+        "schane and ce are not told apart: +3.00 points of test top-1 accuracy, paired over 2 seeds: "
+        "two are too few for a verdict"
+    )
+    (difference,) = block(made("ce", CE) + made("schane", CE + np.array([2, 3, 2, 3, 2]) / 100)).differences
+    assert "alike up to rounding" in difference.sentence
+    assert (difference.pair.ci95, difference.p_adjusted) == (None, None)
+
+
+def test_a_run_whose_metric_is_not_a_number_is_named() -> None:
+    runs = made("ce", CE) + made("schane", np.where(np.arange(5) == 3, np.nan, OURS))
+    with pytest.raises(BadRequest, match="test_accuracy of schane/s3 is not a number"):
+        block(runs)
 
 
 def test_one_seed_has_no_interval_and_no_verdict() -> None:

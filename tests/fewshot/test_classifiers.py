@@ -221,8 +221,8 @@ def test_transductive_classifiers_gain_on_balanced_queries_and_lose_it_on_imbala
         )
         gain.append(paired_comparison(plain, rectified))
     balanced, imbalanced = gain
-    assert balanced.low > 0
-    assert imbalanced.high < 0
+    assert balanced.ci95[0] > 0
+    assert imbalanced.ci95[1] < 0
 
 
 @pytest.mark.parametrize("name", sorted(CLASSIFIERS))

@@ -177,16 +177,21 @@ def test_a_paired_comparison_is_the_t_test_of_the_differences() -> None:
     a, b = hardness + rng.normal(0, 0.02, 500), hardness + 0.01 + rng.normal(0, 0.02, 500)
     result = paired_comparison(a, b)
     change = t_interval(b - a)
-    assert (result.difference, result.low, result.high) == pytest.approx((change.value, *change.ci95))
+    assert (result.difference, *result.ci95) == pytest.approx((change.value, *change.ci95))
     assert result.p_value == pytest.approx(stats.ttest_1samp(b - a, 0).pvalue)
-    assert result.n_episodes == 500
-    assert result.low > 0
+    assert result.n == 500
+    assert result.ci95[0] > 0
     assert np.ptp(t_interval(a).ci95) > 3 * np.ptp(change.ci95)  # what pairing buys
 
 
-def test_a_paired_comparison_of_equals_is_no_difference_at_all() -> None:
+def test_a_paired_comparison_without_a_spread_gives_no_verdict() -> None:
     a = np.linspace(0.4, 0.8, 20)
-    assert paired_comparison(a, a).p_value == 1.0
-    assert paired_comparison(a, a + 0.1).p_value == 0.0
+    for other, resolution in ((a, 0.0), (a + 0.1, 0.0), (a + 0.01 * (np.arange(20) % 2), 0.01)):
+        result = paired_comparison(a, other, resolution)
+        assert (result.ci95, result.p_value) == (None, None)
+        assert "no spread" in result.reason
+    assert "too few" in paired_comparison([0.5, 0.6], [0.7, 0.81]).reason
+    with pytest.raises(ValueError, match="NaN"):
+        paired_comparison(a, np.where(a > 0.5, np.nan, a))
     with pytest.raises(ValueError, match="same two or more episodes"):
         paired_comparison(a, a[:-1])
