@@ -56,8 +56,9 @@ def flat(named: Mapping[str, Estimate | None]) -> dict[str, Any]:
 
 def calibration_figures(split: str, found: Calibration, suffix: str = "") -> dict[str, Any]:
     """ECE, NLL and Brier score with their intervals."""
-    named = {"ece": found.ece, "nll": found.nll, "brier": found.brier}
-    return flat({f"{split}_{name}{suffix}": estimate for name, estimate in named.items()})
+    named = {"ece": found.ece, "ece_debiased": found.ece_debiased, "nll": found.nll, "brier": found.brier}
+    calibrated = {f"{split}_ece_calibrated{suffix}": found.ece_calibrated}
+    return flat({f"{split}_{name}{suffix}": estimate for name, estimate in named.items()}) | calibrated
 
 
 def score(loaded: Loaded, images: ImageSet, *, device: torch.device, terminal: Terminal) -> Scores:

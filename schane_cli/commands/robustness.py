@@ -142,7 +142,7 @@ def _scores(found: Features, bank: torch.Tensor, nearest: int) -> dict[str, np.n
 
 def _row(name: str, score: str, inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:
     with refusing():
-        detection = ood_detection(inside, outside, seed=0)
+        detection = ood_detection(inside, outside)
     return {
         "dataset": name,
         "score": score,

@@ -1,5 +1,6 @@
-"""All intervals and tests: Wilson, bootstrap, t over seeds and episodes, paired comparison, Holm, effect size."""
+"""All intervals and tests: of shares, areas and means, by bootstrap or halves, paired comparison, Holm, effect size."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from scipy.optimize import brentq
 
 UNBOUNDED = (-np.inf, np.inf)
+Z = float(stats.norm.ppf(0.975))
+INFORMATIVE_IMAGES = 8  # with so many images that decide an area, DeLong's variance and the model's count alike
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,52 @@ def accuracy_interval(n_correct: int, n: int) -> Estimate:
     """Share correct with Wilson's 95 % score interval, without continuity correction (Wilson 1927)."""
     if not 0 <= n_correct <= n or n == 0:
         raise ValueError(f"an accuracy needs at least one image and at most all of them right; got {n_correct} of {n}")
-    low, high = stats.binomtest(n_correct, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return Estimate(n_correct / n, (float(low), float(high)), n)
+    return Estimate(n_correct / n, wilson(n_correct / n, n), n)
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share of `n`, which need not be a whole number (Wilson 1927)."""
+    square = Z**2 / n
+    centre, half = (share + square / 2) / (1 + square), math.sqrt(share * (1 - share) * square + square**2 / 4)
+    return max(0.0, centre - half / (1 + square)), min(1.0, centre + half / (1 + square))
+
+
+def auc_interval(auc: float, variance: float, n: tuple[int, int], informative: float) -> tuple[float, float]:
+    """95 % score interval of an area under the ROC curve, over `n` images of either set.
+
+    The ends are the areas t that |auc - t| = 1.96 sqrt(v(t)) allows, as Wilson's are for a share, so that they stay
+    within 0 and 1 and an area of 1 has an interval. v(t) is Hanley and McNeil's variance in Newcombe's form (2006,
+    method 5), times how much larger DeLong's `variance` (1988) is than it at `auc`. Near 0 and 1 a few images decide
+    DeLong's variance: with only `informative` of them (an effective number) the ratio is drawn towards 1.
+    """
+    ratio = 1.0
+    if 0 < auc < 1 and variance > 0:
+        ratio = (variance / _newcombe_variance(auc, n)) ** (informative / (informative + INFORMATIVE_IMAGES))
+
+    def excess(t: float) -> float:
+        return (auc - t) ** 2 - Z**2 * ratio * _newcombe_variance(t, n)
+
+    tiny = 1e-9
+    low = 0.0 if auc <= tiny else float(brentq(excess, 1e-12, auc - tiny))
+    high = 1.0 if auc >= 1 - tiny else float(brentq(excess, auc + tiny, 1 - 1e-12))
+    return low, high
+
+
+def _newcombe_variance(t: float, n: tuple[int, int]) -> float:
+    others = sum(n) / 2 - 1
+    return t * (1 - t) * (1 + others * ((1 - t) / (2 - t) + t / (1 + t))) / (n[0] * n[1])
+
+
+def combined_interval(
+    value: float, *parts: tuple[float, float], bounds: tuple[float, float] = UNBOUNDED
+) -> tuple[float, float]:
+    """An interval of a value that varies for several independent reasons, from the interval that each alone gives.
+
+    The distances from the value to the ends add in squares (MOVER; Zou and Donner 2008).
+    """
+    low = value - math.hypot(*(value - part[0] for part in parts))
+    high = value + math.hypot(*(part[1] - value for part in parts))
+    return max(low, bounds[0]), min(high, bounds[1])
 
 
 def bootstrap_interval(
@@ -36,9 +84,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """95 % interval from bootstrap `resamples` (B,) of a metric that is `value` on the data, kept within `bounds`.
 
-    The 2.5 % and 97.5 % quantiles, shifted so that the resamples' mean sits on `value`. Without the shift a metric
-    that resampling itself biases (NMI, which fewer distinct images push up) gets an interval that can exclude its own
-    value.
+    The 2.5 % and 97.5 % quantiles, shifted so that the resamples' mean sits on `value`.
     """
     shift = value - resamples.mean()
     ends = np.clip(np.quantile(resamples, [0.025, 0.975]) + shift, *bounds)

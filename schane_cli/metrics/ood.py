@@ -7,9 +7,9 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 from sklearn.neighbors import NearestNeighbors
 
-from schane_cli.metrics.bootstrap import Floats, Ints
+from schane_cli.metrics.bootstrap import Floats
 from schane_cli.metrics.checks import as_array
-from schane_cli.metrics.intervals import Estimate, bootstrap_interval
+from schane_cli.metrics.intervals import Estimate, auc_interval, combined_interval, wilson
 
 
 @dataclass(frozen=True)
@@ -56,41 +56,53 @@ def _unit_rows(values: Floats) -> Floats:
     return values / np.maximum(norms, np.finfo(values.dtype).tiny)
 
 
-def ood_detection(in_scores: Any, out_scores: Any, *, seed: int, n_bootstrap: int = 1000) -> Detection:
+def ood_detection(in_scores: Any, out_scores: Any) -> Detection:
     """AUROC and FPR95 of scores (n_in,) and (n_out,), higher meaning in-distribution; ties count one half in AUROC.
 
-    The bootstrap resamples the two sets independently. Raises ValueError for an empty or non-finite set.
+    AUROC has a score interval from DeLong's variance. FPR95's joins Wilson's interval over the out-of-distribution
+    images with what the threshold's own uncertainty, over the in-distribution images, does to it. Raises ValueError
+    for an empty or non-finite set.
     """
-    scores = [as_array(s).astype(np.float64).ravel() for s in (in_scores, out_scores)]
-    for name, values in zip(("in", "out-of"), scores, strict=True):
+    inside, outside = (np.sort(as_array(scores).astype(np.float64).ravel()) for scores in (in_scores, out_scores))
+    for name, values in (("in", inside), ("out-of", outside)):
         if not len(values) or not np.isfinite(values).all():
             raise ValueError(f"the {name}-distribution scores must be finite and at least one; got {len(values)}")
-    n_in, n_out = len(scores[0]), len(scores[1])
-    levels, where = np.unique(np.concatenate(scores), return_inverse=True)
-    counts_in = np.bincount(where[:n_in], minlength=len(levels))
-    counts_out = np.bincount(where[n_in:], minlength=len(levels))
-    point = _auroc_and_fpr95(counts_in, counts_out)
-    rng = np.random.default_rng(seed)
-    draws = [
-        _auroc_and_fpr95(_resample(rng, where[:n_in], len(levels)), _resample(rng, where[n_in:], len(levels)))
-        for _ in range(n_bootstrap)
-    ]
-    auroc, fpr95 = (
-        Estimate(value, bootstrap_interval(value, np.array(resamples), (0.0, 1.0)), n_in + n_out)
-        for value, resamples in zip(point, zip(*draws, strict=True), strict=True)
+    n = len(inside) + len(outside)
+    return Detection(_auroc(inside, outside, n), _fpr95(inside, outside, n), len(inside), len(outside))
+
+
+def _auroc(inside: Floats, outside: Floats, n: int) -> Estimate:
+    """From sorted scores, by DeLong's placements: how much of the other set each image is ranked right against."""
+    of_inside, of_outside = _share_below(outside, inside), 1 - _share_below(inside, outside)
+    auc = float(of_inside.mean())
+    variance = sum(float(one.var(ddof=1)) / len(one) for one in (of_inside, of_outside) if len(one) > 1)
+    informative = min(_effective_number(one if auc < 0.5 else 1 - one) for one in (of_inside, of_outside))
+    return Estimate(auc, auc_interval(auc, variance, (len(inside), len(outside)), informative), n)
+
+
+def _share_below(ordered: Floats, scores: Floats) -> Floats:
+    """Share (m,) of `ordered` (n,), ascending, that lies below each of `scores` (m,); ties count one half."""
+    below = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
+    share: Floats = below / (2 * len(ordered))
+    return share
+
+
+def _effective_number(contributions: Floats) -> float:
+    """Of how many equal ones the sum of `contributions` could be: (sum)^2 / sum of squares; 0 where all are 0."""
+    squares = float((contributions**2).sum())
+    return float(contributions.sum()) ** 2 / squares if squares else 0.0
+
+
+def _fpr95(inside: Floats, outside: Floats, n: int) -> Estimate:
+    def accepted_at(share: float) -> float:
+        """Share of the out-of-distribution images at the threshold that accepts `share` of the others."""
+        rank = min(max(int(np.ceil(share * len(inside) - 1e-9)), 1), len(inside))
+        below = np.searchsorted(outside, inside[len(inside) - rank], "left")
+        return float(len(outside) - below) / len(outside)
+
+    value, (rejected_low, rejected_high) = accepted_at(0.95), wilson(0.05, len(inside))
+    over_outside, over_threshold = (
+        wilson(value, len(outside)),
+        (accepted_at(1 - rejected_high), accepted_at(1 - rejected_low)),
     )
-    return Detection(auroc, fpr95, n_in, n_out)
-
-
-def _resample(rng: np.random.Generator, where: Ints, n_levels: int) -> Ints:
-    return np.bincount(rng.choice(where, size=len(where)), minlength=n_levels)
-
-
-def _auroc_and_fpr95(counts_in: Ints, counts_out: Ints) -> tuple[float, float]:
-    """From the counts of both sets at each score level, ascending."""
-    n_in, n_out = counts_in.sum(), counts_out.sum()
-    out_below = np.cumsum(counts_out) - counts_out
-    auroc = (counts_in * (out_below + 0.5 * counts_out)).sum() / (n_in * n_out)
-    accepted = np.cumsum(counts_in[::-1])  # from the highest level down
-    threshold = np.searchsorted(accepted, 0.95 * n_in - 1e-9)
-    return float(auroc), float(counts_out[::-1][: threshold + 1].sum() / n_out)
+    return Estimate(value, combined_interval(value, over_outside, over_threshold, bounds=(0.0, 1.0)), n)

@@ -118,6 +118,7 @@ POSITIVE = (0.0, math.inf)
 COSINE = (-1.0, 1.0)
 WILSON = "Wilson's score interval"
 BOOTSTRAP = "bootstrap over images"
+ECE_INTERVAL = "noise of the bins' gaps, against calibrated models"
 
 
 def _share(name: str, label: str, direction: Direction, definition: str, source: str = "", **more: str) -> Metric:
@@ -149,8 +150,25 @@ _CLASSIFICATION = (
         "lower",
         "Mean over bins of confidence of |accuracy - confidence|, weighted by the images in the bin.",
         "Guo et al. 2017 (arXiv 1706.04599), eq. 3",
-        choices="top label; 15 bins of equal width",
-        interval=BOOTSTRAP,
+        choices="top label; 15 bins of equal width; the interval is of the true value, which chance adds to",
+        interval=ECE_INTERVAL,
+    ),
+    _share(
+        "ece_debiased",
+        "ECE, debiased",
+        "lower",
+        "ECE less what chance adds to it over so many images.",
+        "after Kumar et al. 2019 (arXiv 1909.10155)",
+        choices="normal noise around each bin's gap, the gaps shrunk by their standard error",
+        interval=ECE_INTERVAL,
+    ),
+    _share(
+        "ece_calibrated",
+        "ECE of a calibrated model",
+        "none",
+        "Mean ECE over so many images of models that are right as often as their confidence says.",
+        "Broecker and Smith 2007 (consistency resampling)",
+        no_interval="it is a mean over simulated models, given the confidences",
     ),
     Metric(
         "nll",
@@ -185,7 +203,7 @@ _CLASSIFICATION = (
         "higher",
         "Chance that an in-distribution image scores above an out-of-distribution image; ties count one half.",
         "Hanley and McNeil 1982",
-        interval=BOOTSTRAP,
+        interval="score interval from DeLong's variance",
     ),
     _share(
         "fpr95",
@@ -193,7 +211,7 @@ _CLASSIFICATION = (
         "lower",
         "Share of out-of-distribution images accepted at the threshold that accepts 95 % of the in-distribution ones.",
         "Liang et al. 2018 (arXiv 1706.02690)",
-        interval=BOOTSTRAP,
+        interval="Wilson's, joined with the threshold's own uncertainty",
     ),
 )
 _FEWSHOT = (

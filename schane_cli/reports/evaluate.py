@@ -126,7 +126,10 @@ OUT_OF_DISTRIBUTION = (
 _OOD_COLUMNS = ("out-of-distribution set", "score", METRICS["auroc"].heading, METRICS["fpr95"].heading, "n in / out")
 
 
-RESULTS = ("accuracy", "top5_accuracy", "ece", "nll", "brier", "ece_scaled", "nll_scaled")
+RESULTS = (
+    "accuracy", "top5_accuracy", "ece", "ece_debiased", "ece_calibrated", "nll", "brier",
+    "ece_scaled", "ece_debiased_scaled", "nll_scaled",
+)  # fmt: skip
 
 
 def result_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:

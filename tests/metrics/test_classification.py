@@ -168,14 +168,27 @@ def test_an_interval_of_shares_over_seeds_stays_within_zero_and_one():
 def test_out_of_distribution_detection_equals_scikit_learns_curve():
     rng = np.random.default_rng(0)
     inside, outside = rng.normal(1, 1, 300).round(1), rng.normal(0, 1, 200).round(1)
-    result = ood.ood_detection(inside, outside, seed=0, n_bootstrap=300)
+    result = ood.ood_detection(inside, outside)
     truth, scores = np.repeat([1, 0], [300, 200]), np.concatenate([inside, outside])
     assert result.auroc.value == pytest.approx(roc_auc_score(truth, scores))
     fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
     assert result.fpr95.value == pytest.approx(fpr[np.argmax(tpr >= 0.95)])
     assert result.auroc.ci95[0] < result.auroc.value < result.auroc.ci95[1]
-    perfect = ood.ood_detection([2.0, 3.0], [0.0, 1.0], seed=0, n_bootstrap=10)
+    perfect = ood.ood_detection([2.0, 3.0], [0.0, 1.0])
     assert (perfect.auroc.value, perfect.fpr95.value) == (1.0, 0.0)
+
+
+def test_intervals_at_the_ends_are_not_empty():
+    """None of 200 accepted: Wilson's upper end is 1.9 %, and an area of 1 over so few images is not certain."""
+    rng = np.random.default_rng(0)
+    apart = ood.ood_detection(rng.uniform(2, 3, 359), rng.uniform(0, 1, 200))
+    assert apart.fpr95.ci95[0] == 0
+    assert apart.fpr95.ci95[1] == pytest.approx(0.0188, abs=1e-3)
+    assert 0.98 < apart.auroc.ci95[0] < 0.997
+    assert apart.auroc.ci95[1] == 1.0
+    alike = ood.ood_detection(np.zeros(50), np.zeros(40))
+    assert alike.auroc.value == 0.5
+    assert alike.auroc.ci95[0] < 0.5 < alike.auroc.ci95[1]
 
 
 def test_out_of_distribution_scores_equal_their_formulas():
@@ -211,4 +224,30 @@ def test_a_k_beyond_the_classes_and_too_few_training_embeddings_are_refused(scor
     with pytest.raises(ValueError, match="at least 50 training embeddings"):
         ood.knn_score(np.ones((2, 3)), np.ones((10, 3)))
     with pytest.raises(ValueError, match="must be finite"):
-        ood.ood_detection([np.nan], [1.0], seed=0)
+        ood.ood_detection([np.nan], [1.0])
+
+
+def confidences(n: int, seed: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two-class logits (n, 2) and labels (n,): calibrated at sharpness 1, over-confident above."""
+    rng = np.random.default_rng(seed)
+    logits = np.stack([np.abs(rng.normal(1.5, 1.0, n)), np.zeros(n)], axis=1)
+    return logits * sharpness, (rng.random(n) > softmax(logits)[:, 0]).astype(int)
+
+
+def test_the_ece_of_a_calibrated_model_is_told_from_zero_by_chance_alone():
+    held = 0
+    for seed in range(40):
+        result = metrics.calibration(*confidences(300, seed, 1.0), seed=0, n_bootstrap=2)
+        held += result.ece.ci95[0] == 0.0
+        assert result.ece_debiased.value <= result.ece.value <= result.ece.ci95[1]
+        assert result.ece_debiased.ci95 == result.ece.ci95
+    assert held >= 36
+    assert result.ece_calibrated == pytest.approx(0.045, abs=0.02)
+
+
+def test_the_ece_of_an_over_confident_model_lies_in_its_interval_and_above_a_calibrated_ones():
+    result = metrics.calibration(*confidences(3000, 0, 3.0), seed=0, n_bootstrap=2)
+    truth = metrics.calibration(*confidences(300_000, 1, 3.0), seed=0, n_bootstrap=2).ece.value
+    assert result.ece.ci95[0] < truth < result.ece.ci95[1]
+    assert result.ece_calibrated < result.ece.ci95[0]
+    assert abs(result.ece_debiased.value - truth) < 0.02
