@@ -109,7 +109,7 @@ class TrainRecipe(_Section):
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the weight average that is evaluated")
     classes_per_batch: int | None = Field(None, ge=2, description="draw batches of this many classes, equal shares")
-    chunk_size: int | None = Field(None, ge=1, description="images per forward pass; the batch's gradient stays exact")
+    chunk_size: int | None = Field(None, ge=1, description="images per forward pass; the gradient is the batch's")
     batchnorm: Literal["auto", "running", "frozen", "slow", "reestimated"] = Field(
         "auto",
         description="BatchNorm's statistics: running ones, frozen, slow (momentum 0.01), reestimated on clean images",

@@ -23,6 +23,11 @@ class LossParts(NamedTuple):
     cross_entropy: torch.Tensor
 
 
+def contrastive_weight(recipe: LossRecipe) -> float:
+    """lambda, which is 0 for cross-entropy alone."""
+    return recipe.contrastive_weight if recipe.name != "ce" else 0.0
+
+
 class Objective(nn.Module):
     """From projections, logits and labels of all views to the loss (docs/method.md, The objective).
 
@@ -34,7 +39,7 @@ class Objective(nn.Module):
 
     def __init__(self, recipe: LossRecipe, n_classes: int, projection_dim: int) -> None:
         super().__init__()
-        self.weight = recipe.contrastive_weight if recipe.name != "ce" else 0.0
+        self.weight = contrastive_weight(recipe)
         self.label_smoothing = recipe.label_smoothing
         self.criterion = contrastive_term(recipe, projection_dim) if self.weight else None
         mixers = [v2.MixUp(alpha=recipe.mixup, num_classes=n_classes)] if recipe.mixup else []

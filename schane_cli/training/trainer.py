@@ -12,13 +12,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.optim import list_optimizers
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from schane_cli.distributed import rank, same_everywhere, world_size
-from schane_cli.errors import BadRequest, SchaneError, nearest
+from schane_cli.errors import SchaneError
 from schane_cli.features.extract import autocast, extract, normalise
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import StepSampler, train_loader, train_transform, worker_count
@@ -27,17 +26,17 @@ from schane_cli.models.checkpoint import pack
 from schane_cli.models.files import save_whole
 from schane_cli.models.model import Outputs, SchaneModel, freeze, place
 from schane_cli.models.sharding import is_sharded, shard, share_buffers, whole
-from schane_cli.recipe import Recipe, TrainRecipe
+from schane_cli.recipe import Recipe
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Task, Terminal
 from schane_cli.training import batchnorm
 from schane_cli.training.cost import CostMeter
 from schane_cli.training.gradient import cached_backward, chunk_backward, largest_fitting, make_batch, whole_backward
 from schane_cli.training.interruption import Interrupted, StopSignal
-from schane_cli.training.objective import LossParts, Objective
+from schane_cli.training.objective import LossParts, Objective, contrastive_weight
 from schane_cli.training.optimizer import make_optimizer, make_scheduler
 from schane_cli.training.state import Parts, collect, put_back
-from schane_cli.training.trackers import Trackers, check_trackers
+from schane_cli.training.trackers import Trackers
 
 LOG_EVERY_STEPS = 50
 FEWEST_POINTS = 20  # of a learning curve: a short run logs more often
@@ -77,42 +76,6 @@ class Job:
     validate: Callable[[SchaneModel], tuple[float, float]] | None = None
 
 
-def check_request(recipe: Recipe, train: ImageSet) -> None:
-    """Refuse what cannot be trained, before any work; BadRequest."""
-    check_trackers(recipe.train.trackers)
-    names = [str(name) for name in list_optimizers()]
-    settings = recipe.train
-    if settings.optimizer not in names:
-        raise BadRequest(f"unknown train.optimizer {settings.optimizer!r}{nearest(settings.optimizer, names)}")
-    if settings.batch_size > len(train):
-        raise BadRequest(
-            f"batch size {settings.batch_size} is larger than the {len(train)} training images; lower --batch-size"
-        )
-    if settings.batch_size < world_size():
-        raise BadRequest(f"batch size {settings.batch_size} is smaller than the {world_size()} processes")
-    if settings.sharding == "fsdp":
-        check_sharding(settings)
-    classes = settings.classes_per_batch
-    if classes and (classes > len(train.class_names) or settings.batch_size % classes):
-        raise BadRequest(
-            f"train.classes_per_batch {classes} must divide the batch size {settings.batch_size} and be at most "
-            f"the {len(train.class_names)} classes"
-        )
-
-
-def check_sharding(settings: TrainRecipe) -> None:
-    """BadRequest for what does not go with a model that is split over processes."""
-    if world_size() == 1:
-        raise BadRequest("train.sharding fsdp splits the model over processes; start several with torchrun")
-    if settings.batch_size % world_size():
-        raise BadRequest(
-            f"train.sharding fsdp needs equal parts: batch size {settings.batch_size} does not divide by "
-            f"{world_size()} processes"
-        )
-    if settings.ema_decay or settings.compile:
-        raise BadRequest("train.sharding fsdp goes without train.ema_decay and train.compile")
-
-
 class Trainer:
     """Steps, validation, saving and resuming of one run."""
 
@@ -120,8 +83,8 @@ class Trainer:
         self.job, self.recipe, self.device = job, job.recipe, job.device
         settings = self.recipe.train
         freeze(job.model, self.recipe.model.freeze)
-        if self.recipe.loss.name == "ce":
-            job.model.projection.requires_grad_(False)
+        if contrastive_weight(self.recipe.loss) == 0:
+            job.model.projection.requires_grad_(False)  # DDP would wait for a gradient that never comes
         self.batchnorm = batchnorm.choice(self.recipe)
         batchnorm.apply_choice(job.model, self.batchnorm)
         self.model = place(job.model, self.device)
@@ -315,7 +278,7 @@ class Trainer:
         if is_sharded(self.model):  # its passes need all processes, which have not all failed
             raise SchaneError(f"step {self.step} ran out of memory with {asked} images a pass; lower train.chunk_size")
         fitting = largest_fitting(attempt, asked)
-        advice = f"the largest chunk that fits is {fitting}: pass --chunk-size {fitting} (the gradient stays the same)"
+        advice = f"the largest chunk that fits is {fitting}: pass --chunk-size {fitting}, which keeps the batch"
         if fitting is None:
             advice = "not even one image fits: take a smaller --backbone or data.image_size"
         raise SchaneError(f"step {self.step} ran out of memory on {self.device} with {asked} images a pass; {advice}")
@@ -405,7 +368,7 @@ class Trainer:
     def _packed(self, model: SchaneModel) -> dict[str, Any]:
         progress = {
             "step": self.step,
-            "epoch": self.step / self.sampler.steps_per_epoch,
+            "epoch": self.step / max(self.sampler.steps_per_epoch, 1),  # without epochs any batch size will do
             **self.best,
             "val_n": len(self.job.val),
         }

@@ -19,9 +19,10 @@ from schane_cli.distributed import process_group, rank
 from schane_cli.errors import BadRequest
 from schane_cli.models.files import read_tensors
 from schane_cli.terminal import Terminal
-from schane_cli.training import trainer as training
+from schane_cli.training import request
 from schane_cli.training.interruption import Interrupted
-from schane_cli.training.trainer import Trainer, check_sharding
+from schane_cli.training.request import check_sharding
+from schane_cli.training.trainer import Trainer
 from tests.jobs import tiny_recipe
 
 # LayerNorm, since BatchNorm normalises each process's part by itself; 25 images do not part evenly; 20 steps.
@@ -75,8 +76,14 @@ def _start(folder: Path, world: int, overrides: dict) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"train__chunk_size": 5}, {"loss__name": "ce"}, {"loss__name": "supcon", "loss__memory_size": 50}],
-    ids=["schane", "chunks", "ce", "memory"],
+    [
+        {},
+        {"train__chunk_size": 5},
+        {"loss__name": "ce"},
+        {"loss__contrastive_weight": 0.0},
+        {"loss__name": "supcon", "loss__memory_size": 50},
+    ],
+    ids=["schane", "chunks", "ce", "no contrastive weight", "memory"],
 )
 def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path, overrides: dict) -> None:
     one = _run(tmp_path / "one", 1, RECIPE | overrides)
@@ -87,6 +94,19 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path, overrides: d
     assert two["summary"]["val_accuracy"] == pytest.approx(one["summary"]["val_accuracy"], abs=1.5 / 144)
     lines = (tmp_path / "two" / "run" / "metrics.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["event"] == "epoch" for line in lines) == 5  # the first process alone writes
+
+
+@pytest.mark.slow
+def test_two_processes_reestimate_batchnorms_statistics_over_the_images_of_both(tmp_path: Path) -> None:
+    settings = {"train__batchnorm": "reestimated", "train__epochs": 1, "train__ema_decay": None, "train__lr": 1e-9}
+    settings |= {"train__min_lr": 1e-9, "train__weight_decay": 0.0}  # weights as they began: statistics alone differ
+    for name, world in (("one", 1), ("two", 2)):
+        _run(tmp_path / name, world, settings)
+    one, two = (
+        read_tensors(tmp_path / name / "run" / "checkpoints" / "best.pt")["state_dict"] for name in ("one", "two")
+    )
+    for key in (key for key in one if key.endswith("running_mean")):
+        assert torch.allclose(one[key], two[key], rtol=0.05, atol=0.02), key
 
 
 # SGD, because AdamW's first steps hide a gradient of the wrong size and turn rounding into whole steps.
@@ -136,7 +156,7 @@ def test_two_processes_stopped_and_resumed_end_with_the_bits_of_a_run_never_stop
 def test_what_does_not_go_with_a_split_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadRequest, match="start several with torchrun"):
         check_sharding(tiny_recipe(train__sharding="fsdp").train)
-    monkeypatch.setattr(training, "world_size", lambda: 2)
+    monkeypatch.setattr(request, "world_size", lambda: 2)
     with pytest.raises(BadRequest, match="batch size 25 does not divide by 2 processes"):
         check_sharding(tiny_recipe(train__sharding="fsdp").train)
     with pytest.raises(BadRequest, match="goes without train.ema_decay"):

@@ -22,12 +22,14 @@ from schane_cli.recipe import Recipe
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
 from schane_cli.training import job as job_module
+from schane_cli.training import request
 from schane_cli.training import trainer as training
 from schane_cli.training.gradient import cached_backward, largest_fitting, make_batch, whole_backward
 from schane_cli.training.interruption import Interrupted
 from schane_cli.training.job import prepare
 from schane_cli.training.objective import Objective
-from schane_cli.training.trainer import Job, Trainer, check_request
+from schane_cli.training.request import check_request
+from schane_cli.training.trainer import Job, Trainer
 from tests.jobs import run_tiny, tiny_recipe
 
 
@@ -410,7 +412,7 @@ def test_out_of_memory_names_the_largest_chunk_that_fits(
 
 
 def test_a_batch_smaller_than_the_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "world_size", lambda: 32)
+    monkeypatch.setattr(request, "world_size", lambda: 32)
     recipe = tiny_recipe()
     with pytest.raises(BadRequest, match="batch size 25 is smaller than the 32 processes"):
         check_request(recipe, load_splits(recipe.data).train)
