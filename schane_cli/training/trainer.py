@@ -278,7 +278,7 @@ class Trainer:
         if is_sharded(self.model):  # its passes need all processes, which have not all failed
             raise SchaneError(f"step {self.step} ran out of memory with {asked} images a pass; lower train.chunk_size")
         fitting = largest_fitting(attempt, asked)
-        advice = f"the largest chunk that fits is {fitting}: pass --chunk-size {fitting}, which keeps the batch"
+        advice = f"the largest chunk that fits is {fitting}: pass --chunk-size {fitting} (the batch stays whole)"
         if fitting is None:
             advice = "not even one image fits: take a smaller --backbone or data.image_size"
         raise SchaneError(f"step {self.step} ran out of memory on {self.device} with {asked} images a pass; {advice}")
