@@ -266,7 +266,8 @@ def rows(lines: list[dict[str, Any]], case: Case) -> list[str]:
     """The case's part of the table: mean accuracy on val with its interval, and the difference from the base."""
     table: dict[tuple[Arm, str], dict[int, dict[str, float]]] = {}
     rates = {}
-    for arm in ARMS:
+    tried = [arm for arm in ARMS if _of(lines, case, case.rate_arm(arm))]
+    for arm in tried:
         for kind in ("frozen",) if arm.frozen else STATISTICS:
             if kind != "running" and (arm.head != "zero" or arm.projection != "he"):
                 continue
