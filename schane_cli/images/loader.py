@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,6 +81,39 @@ class EvalViews(Dataset):
         if self.damage is not None:
             pixels = torch.stack([self.damage(one, index) for one, index in zip(pixels, indices, strict=True)])
         return pixels, torch.from_numpy(self.images.labels[indices]), torch.tensor(indices)
+
+
+class ReadableBatch(NamedTuple):
+    """A batch of which some images may be unreadable: `pixels[t]` uint8 (m, 3, S, S), by transform t, of the images at
+    `indices`, and (image, reason) for the others."""
+
+    pixels: list[torch.Tensor]
+    indices: list[int]
+    unreadable: list[tuple[int, str]]
+
+
+class ReadableViews(Dataset):
+    """Item index -> its views by several transforms; an image that cannot be read is reported, not raised."""
+
+    def __init__(self, images: ImageSet, transforms: Sequence[EvalTransform]) -> None:
+        self.images, self.transforms = images, transforms
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> ReadableBatch:
+        """A whole batch; each image is decoded once for all its views."""
+        views: list[list[torch.Tensor]] = []
+        readable: list[int] = []
+        unreadable: list[tuple[int, str]] = []
+        for index in map(int, indices):
+            try:
+                image = self.images.read(index)
+                views.append([transform(image) for transform in self.transforms])
+                readable.append(index)
+            except Exception as error:  # a damaged file can fail in a decoder in any way, and others go on
+                unreadable.append((index, str(error) or type(error).__name__))
+        return ReadableBatch([torch.stack(column) for column in zip(*views, strict=True)], readable, unreadable)
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -170,6 +203,13 @@ def eval_loader(
     return _ordered(EvalViews(images, transform, damage), order, batch_size, workers)
 
 
+def readable_loader(
+    images: ImageSet, transforms: Sequence[EvalTransform], *, batch_size: int, workers: int, indices: np.ndarray
+) -> DataLoader:
+    """ReadableBatch after ReadableBatch over `indices`, in order."""
+    return _ordered(ReadableViews(images, transforms), indices, batch_size, workers)
+
+
 def view_loader(
     images: ImageSet,
     transform: RandomViews,
@@ -185,7 +225,7 @@ def view_loader(
     return _ordered(_SingleView(images, transform, views=1, seed=seed), order, batch_size, workers)
 
 
-def _ordered(dataset: Dataset, order: Sequence[Any], batch_size: int, workers: int) -> DataLoader:
+def _ordered(dataset: Dataset, order: Sequence[Any] | np.ndarray, batch_size: int, workers: int) -> DataLoader:
     return _Loader(
         dataset,
         batch_size=batch_size,

@@ -1,0 +1,398 @@
+"""`schane predict`: name new images by a run or the mean of several, with a confidence that means something."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+
+from schane_cli.commands.calibration import Calibrated, calibrated_probabilities, calibration_of_mean
+from schane_cli.commands.predict_copies import copy_images, prepare_copies
+from schane_cli.datasets.unlabelled import unlabelled_images
+from schane_cli.distributed import rank, same_everywhere, world_size
+from schane_cli.errors import BadRequest, SchaneError
+from schane_cli.features.stream import StreamedBatch, stream_outputs
+from schane_cli.images.imageset import Files, ImageSet
+from schane_cli.images.loader import worker_count
+from schane_cli.models.checkpoint import Loaded, load_checkpoint
+from schane_cli.recipe import Recipe, build_recipe
+from schane_cli.run import RunFolder, new_run_path, pick_device, plain, write_json
+from schane_cli.terminal import Terminal
+from schane_cli.training.interruption import Interrupted, StopSignal
+
+BLOCK = 4096  # images a part file: what a stopped run loses at most
+UNSURE = "unsure"
+REQUEST = "request.json"
+SHOWN = 1500  # thumbnails on the page, over all classes
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What is written of each image. `top_k` 0: the probabilities of all classes."""
+
+    top_k: int = 1
+    embedding: bool = False
+    min_confidence: float | None = None
+    copy_to: str | None = None
+    link: bool = False
+
+    def check(self, n_classes: int) -> None:
+        """BadRequest for a value that is not allowed."""
+        if not 0 <= self.top_k <= n_classes:
+            raise BadRequest(f"--top-k must be 1 to {n_classes} (the classes), or 0 for all; got {self.top_k}")
+        if self.min_confidence is not None and not 0 < self.min_confidence < 1:
+            raise BadRequest(f"--min-confidence must lie between 0 and 1; got {self.min_confidence:g}")
+        if self.link and self.copy_to is None:
+            raise BadRequest("--link says how --copy-to fills its folder; give --copy-to DIR too")
+
+
+@dataclass
+class Predictor:
+    """Models that share their classes, ready to name images."""
+
+    models: list[Loaded]
+    recipes: list[Recipe]
+    device: torch.device
+    temperatures: list[float] = field(default_factory=list)
+    calibrated: Calibrated | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the first model's order."""
+        return self.models[0].class_names
+
+    def probabilities(self, batch: StreamedBatch) -> torch.Tensor:
+        """float64 (n, C) of the readable images of a batch, calibrated."""
+        assert self.calibrated is not None
+        orders = [[one.class_names.index(name) for name in self.class_names] for one in self.models]
+        logits = [part.logits[:, order] for part, order in zip(batch.outputs, orders, strict=True)]
+        return calibrated_probabilities(logits, self.temperatures, self.calibrated)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """(runs or checkpoints, sources of images): runs come first, and the first argument always is one."""
+    runs = [Path(arguments[0])]
+    for argument in arguments[1:]:
+        path = Path(argument)
+        if not ((path / "checkpoints").is_dir() or path.suffix in {".pt", ".pth"}):
+            break
+        runs.append(path)
+    return runs, list(arguments[len(runs) :])
+
+
+def load_predictor(runs: Sequence[Path], overrides: Mapping[str, Any], terminal: Terminal) -> Predictor:
+    """The models and the calibration of their mean.
+
+    Raises:
+        BadRequest: no such checkpoint or device, or models of different classes.
+    """
+    models = [load_checkpoint(path) for path in runs]
+    for other in models[1:]:
+        if set(other.class_names) != set(models[0].class_names):
+            raise BadRequest(
+                f"{other.path} knows other classes than {models[0].path}; the mean is taken over runs of one dataset"
+            )
+    recipes = [build_recipe(one.recipe.model_dump(mode="json"), overrides) for one in models]
+    predictor = Predictor(models, recipes, pick_device(recipes[0].device))
+    predictor.temperatures, predictor.calibrated = calibration_of_mean(models, recipes, predictor.device, terminal)
+    return predictor
+
+
+def stream(predictor: Predictor, images: ImageSet, indices: np.ndarray) -> Iterator[StreamedBatch]:
+    """The images at `indices` through the models."""
+    recipe = predictor.recipes[0]
+    return stream_outputs(
+        predictor.models,
+        images,
+        indices,
+        device=predictor.device,
+        batch_size=recipe.train.chunk_size or recipe.train.batch_size,
+        workers=0 if len(indices) == 1 else worker_count(recipe.data, images),
+        amp=recipe.train.amp,
+    )
+
+
+def predict_one(predictor: Predictor, images: ImageSet) -> dict[str, Any]:
+    """What the models say of one image: prediction, confidence, the probability of every class.
+
+    Raises:
+        SchaneError: the image cannot be read.
+    """
+    (batch,) = stream(predictor, images, np.arange(1))
+    if batch.unreadable:
+        raise SchaneError(batch.unreadable[0][1])
+    probabilities = predictor.probabilities(batch)[0]
+    order = probabilities.argsort(descending=True, stable=True).tolist()
+    calibrated = predictor.calibrated
+    return {
+        "command": "predict",
+        "path": path_of(images, 0),
+        "prediction": predictor.class_names[order[0]],
+        "confidence": float(probabilities[order[0]]),
+        "calibrated": bool(calibrated and calibrated.n),
+        "probabilities": {predictor.class_names[c]: float(probabilities[c]) for c in order},
+    }
+
+
+def path_of(images: ImageSet, index: int) -> str:
+    """The image's file as the user can open it from here, or its id inside a larger file."""
+    return str(images.images[index]) if isinstance(images.images, Files) else images.ids[index]
+
+
+def predict(
+    runs: Sequence[Path],
+    sources: Sequence[str],
+    *,
+    options: PredictOptions,
+    overrides: Mapping[str, Any],
+    out: Path | None,
+    terminal: Terminal,
+    resume: Path | None = None,
+) -> dict[str, Any]:
+    """Name the images of `sources` into a run folder; returns the content of summary.json.
+
+    Raises:
+        BadRequest: no such run, no images, an option that is not allowed; before any work.
+        SchaneError: none of the images can be read, or the disk is full.
+        Interrupted: a signal came; the parts made so far are kept for --resume.
+    """
+    images, notes = unlabelled_images(sources, Path(str(overrides.get("data.root", "~/.cache/schane/data"))))
+    predictor = load_predictor(runs, overrides, terminal)
+    options.check(len(predictor.class_names))
+    copies = (
+        prepare_copies(Path(options.copy_to), images, link=options.link, resuming=resume is not None)
+        if options.copy_to is not None
+        else None
+    )
+    run = RunFolder(resume or same_everywhere(out or new_run_path("predict", Path(runs[0]).resolve().name)))
+    request = {"runs": [str(path) for path in runs], "sources": list(sources), "options": asdict(options)}
+    _begin(run, predictor, request, images, resume is not None)
+    for note in [*notes, *([predictor.calibrated.note] if predictor.calibrated and predictor.calibrated.note else [])]:
+        terminal.say(f"note       {note}")
+    terminal.say(f"images     {len(images):,} of {', '.join(sources)}")
+    _fill(run, predictor, images, options, terminal)
+    if rank() != 0:
+        return {}
+    shown = _assemble(run, options, predictor.class_names, len(images), terminal)
+    if shown.readable == 0:
+        raise SchaneError(f"none of the {len(images)} images can be read; {run.path / 'unreadable.csv'} says why")
+    if copies is not None:
+        copy_images(run.path / "predictions.parquet", copies, terminal)
+    summary = {
+        "command": "predict",
+        "checkpoints": [str(one.path) for one in predictor.models],
+        "sources": list(sources),
+        "notes": notes,
+        "images": len(images),
+        "unreadable": len(images) - shown.readable,
+        "classes": shown.counts,
+        "mean_confidence": shown.confidence_sum / shown.readable,
+        **_confidence_summary(predictor, options, shown),
+        "device": str(predictor.device),
+        "run": str(run.path),
+    }
+    shown.page.to_parquet(run.path / "shown.parquet", index=False)
+    run.finish(summary)
+    shutil.rmtree(run.path / "parts")
+    return plain(summary)
+
+
+def _confidence_summary(predictor: Predictor, options: PredictOptions, shown: "Assembled") -> dict[str, Any]:
+    """How the confidence came about, and what --min-confidence left of the images and leaves of val."""
+    calibrated = predictor.calibrated
+    assert calibrated is not None
+    values: dict[str, Any] = {
+        "calibrated": calibrated.n > 0,
+        "temperature": calibrated.temperature if len(predictor.models) == 1 else predictor.temperatures,
+        "temperature_val_n": calibrated.n,
+        "confidence_note": calibrated.note,
+    }
+    if options.min_confidence is None:
+        return values
+    values |= {"min_confidence": options.min_confidence, "unsure": shown.counts.get(UNSURE, 0)}
+    if calibrated.n:
+        share, accuracy = calibrated.kept(options.min_confidence)
+        values |= {"val_kept": share.value, "val_kept_ci95": list(share.ci95), "val_n": calibrated.n}
+        if accuracy is not None:
+            values |= {"val_kept_accuracy": accuracy.value, "val_kept_accuracy_ci95": list(accuracy.ci95)}
+            values["val_kept_n"] = accuracy.n
+    return values
+
+
+def _begin(run: RunFolder, predictor: Predictor, request: dict[str, Any], images: ImageSet, resuming: bool) -> None:
+    """A new folder with the request in it, or a stopped one, whose images and models must be the same still."""
+    digest = hashlib.sha256("\0".join(images.ids).encode())
+    request["images_sha256"] = digest.hexdigest()
+    request["models"] = [
+        f"{one.path} {one.path.stat().st_size} {one.path.stat().st_mtime_ns}" for one in predictor.models
+    ]
+    if resuming:
+        before = read_request(run.path)
+        for key, what in (("images_sha256", "images"), ("models", "checkpoints")):
+            if before[key] != request[key]:
+                raise BadRequest(f"the {what} are not those that {run.path} began with; start again in a new folder")
+        return
+    if rank() == 0:
+        run.create(predictor.recipes[0], "predict")
+        (run.path / "parts").mkdir()
+        write_json(run.path / REQUEST, request)
+    if world_size() > 1:
+        dist.barrier()
+
+
+def read_request(folder: Path) -> dict[str, Any]:
+    """What a stopped run was asked for; BadRequest where there is none, or it is finished."""
+    if (folder / "summary.json").is_file():
+        raise BadRequest(f"the predictions in {folder} are complete; start again in a new folder")
+    try:
+        content: dict[str, Any] = json.loads((folder / REQUEST).read_text())
+    except (OSError, ValueError):
+        raise BadRequest(f"nothing to resume at {folder}: it holds no {REQUEST} of schane predict") from None
+    return content
+
+
+def _fill(run: RunFolder, predictor: Predictor, images: ImageSet, options: PredictOptions, terminal: Terminal) -> None:
+    """Write the part files that are missing, each whole or not at all; every process makes its share."""
+    starts = list(range(0, len(images), BLOCK))
+    missing = same_everywhere([start for start in starts if not _part(run, start).is_file()])
+    own = missing[rank() :: world_size()]
+    indices = np.concatenate([np.arange(s, min(s + BLOCK, len(images))) for s in own]) if own else np.empty(0, int)
+    done = len(images) - sum(min(BLOCK, len(images) - start) for start in missing)
+    stop = StopSignal(predictor.device)
+    rows: list[pd.DataFrame] = []
+    with stop.caught(), terminal.task("predicting", len(images), "img", done=done) as task, ExitStack() as stack:
+        batches = stream(predictor, images, indices)
+        stack.callback(batches.close)  # type: ignore[attr-defined]
+        for batch in batches if len(indices) else ():
+            rows.append(_rows(batch, predictor, images, options))
+            task.advance(len(rows[-1]) * world_size())
+            start = own[0]
+            if sum(map(len, rows)) >= min(BLOCK, len(images) - start):
+                rows = _write_part(_part(run, start), rows, min(BLOCK, len(images) - start))
+                own.pop(0)
+            if stop.number:
+                raise Interrupted(stop.number, f"predict --resume {run.path}")
+    if world_size() > 1:
+        dist.barrier()
+
+
+def _part(run: RunFolder, start: int) -> Path:
+    return run.path / "parts" / f"{start:09d}.parquet"
+
+
+def _write_part(path: Path, rows: list[pd.DataFrame], size: int) -> list[pd.DataFrame]:
+    """The first `size` rows into a part file; returns the rest, which a batch that crosses blocks leaves."""
+    table = pd.concat(rows, ignore_index=True)
+    temporary = path.with_suffix(f".tmp{os.getpid()}")
+    try:
+        table[:size].to_parquet(temporary, index=False)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SchaneError(
+            f"{path} cannot be written: {error.strerror or error}; the parts before it are whole"
+        ) from None
+    return [table[size:]] if len(table) > size else []
+
+
+def _rows(batch: StreamedBatch, predictor: Predictor, images: ImageSet, options: PredictOptions) -> pd.DataFrame:
+    """A row for each image of a batch; the columns of an unreadable one are empty but for `error`."""
+    columns = ["index", "path", "error"]
+    broken = [(index, path_of(images, index), reason) for index, reason in batch.unreadable]
+    frames = [pd.DataFrame(broken, columns=columns)] if broken else []
+    if batch.indices:
+        named = pd.DataFrame(
+            {"index": batch.indices, "path": [path_of(images, i) for i in batch.indices], "error": None}
+        )
+        frames.append(pd.concat([named, _columns(batch, predictor, options)], axis=1))
+    frame = frames[0] if len(frames) == 1 else pd.concat([one.astype({"error": object}) for one in frames])
+    return frame.sort_values("index", kind="stable").reset_index(drop=True)
+
+
+def _columns(batch: StreamedBatch, predictor: Predictor, options: PredictOptions) -> pd.DataFrame:
+    """prediction, confidence and whatever else was asked for, one row an image."""
+    probabilities = predictor.probabilities(batch)
+    names = np.array(predictor.class_names, dtype=object)
+    k = max(options.top_k, 1)
+    highest = probabilities.topk(k, dim=1)
+    best = names[highest.indices[:, 0].numpy()]
+    confidence = highest.values[:, 0].numpy()
+    columns: dict[str, Any] = {"prediction": best, "confidence": confidence.astype(np.float32)}
+    if options.min_confidence is not None:
+        columns["most_likely"] = best
+        columns["prediction"] = np.where(confidence < options.min_confidence, UNSURE, best)
+    for place in range(1, k):
+        columns[f"prediction_{place + 1}"] = names[highest.indices[:, place].numpy()]
+        columns[f"confidence_{place + 1}"] = highest.values[:, place].numpy().astype(np.float32)
+    if options.top_k == 0:
+        values = probabilities.numpy().astype(np.float32)
+        columns |= {f"probability {name}": values[:, c] for c, name in enumerate(predictor.class_names)}
+    if options.embedding:
+        columns["embedding"] = list(torch.cat([part.embedding for part in batch.outputs], 1).numpy())
+    return pd.DataFrame(columns)
+
+
+@dataclass
+class Assembled:
+    """What the assembly of the parts counted, and the rows for the page (most and least sure of each class)."""
+
+    readable: int
+    counts: dict[str, int]
+    confidence_sum: float
+    page: pd.DataFrame
+
+
+def _assemble(
+    run: RunFolder, options: PredictOptions, class_names: Sequence[str], total: int, terminal: Terminal
+) -> Assembled:
+    """predictions.csv, predictions.parquet and unreadable.csv from the parts, one part in memory at a time."""
+    counts: Counter[str] = Counter()
+    confidence_sum, broken, page = 0.0, 0, pd.DataFrame(columns=["index", "path", "prediction", "confidence"])
+    quota = max(8, SHOWN // (2 * (len(class_names) + 1)))
+    writer: pq.ParquetWriter | None = None
+    parts = [_part(run, start) for start in range(0, total, BLOCK)]
+    with terminal.task("writing the table", len(parts), "part") as task, ExitStack() as stack:
+        table = stack.enter_context((run.path / "predictions.csv").open("w", newline=""))
+        errors = stack.enter_context((run.path / "unreadable.csv").open("w", newline=""))
+        for path in parts:
+            frame = pd.read_parquet(path)
+            unreadable = frame[frame.error.notna()]
+            unreadable[["path", "error"]].to_csv(errors, index=False, header=broken == 0 and errors.tell() == 0)
+            broken += len(unreadable)
+            good = frame[frame.error.isna()].drop(columns="error")
+            task.advance()
+            if good.empty:
+                continue
+            rows = pa.Table.from_pandas(good.drop(columns="index"), preserve_index=False)
+            if writer is None:
+                writer = stack.enter_context(pq.ParquetWriter(run.path / "predictions.parquet", rows.schema))
+            good.drop(columns=["index", "embedding"], errors="ignore").to_csv(
+                table, index=False, header=table.tell() == 0, float_format="%.6f"
+            )
+            writer.write_table(rows.cast(writer.schema))
+            counts.update(good.prediction)
+            confidence_sum += float(good.confidence.sum())
+            page = _most_and_least(pd.concat([page, good[page.columns]] if len(page) else [good[page.columns]]), quota)
+    if not broken:
+        (run.path / "unreadable.csv").unlink()
+    return Assembled(total - broken, dict(counts.most_common()), confidence_sum, page)
+
+
+def _most_and_least(rows: pd.DataFrame, quota: int) -> pd.DataFrame:
+    """Of each predicted class the `quota` surest and the `quota` least sure images, surest first."""
+    ordered = rows.sort_values("confidence", ascending=False, kind="stable")
+    groups = ordered.groupby("prediction", sort=False)
+    from_top, from_bottom = groups.cumcount(), groups.cumcount(ascending=False)
+    return ordered[(from_top < quota) | (from_bottom < quota)]

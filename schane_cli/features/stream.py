@@ -1,0 +1,54 @@
+"""Images through one or several models batch by batch, held no longer than a batch; unreadable ones are passed on."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from schane_cli.features.extract import autocast, normalise
+from schane_cli.images.imageset import ImageSet
+from schane_cli.images.loader import readable_loader
+from schane_cli.images.preprocessing import eval_transform
+from schane_cli.models.checkpoint import Loaded
+from schane_cli.models.model import Outputs, place
+
+
+class StreamedBatch(NamedTuple):
+    """`outputs[m]` of model m, float32 on the CPU, row i for image `indices[i]`; none where no image was readable."""
+
+    indices: list[int]
+    outputs: list[Outputs]
+    unreadable: list[tuple[int, str]]  # image, reason
+
+
+@torch.no_grad()
+def stream_outputs(
+    models: Sequence[Loaded],
+    images: ImageSet,
+    indices: np.ndarray,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    amp: str,
+) -> Iterator[StreamedBatch]:
+    """The images at `indices`, in order, each read once and resized once for each preprocessing that the models want."""
+    distinct = list(dict.fromkeys(one.input for one in models))
+    placed = [place(one.model, device).eval() for one in models]
+    loader = readable_loader(
+        images,
+        [eval_transform(spec) for spec in distinct],
+        batch_size=batch_size,
+        workers=workers,
+        indices=indices,
+    )
+    for batch in loader:
+        outputs = []
+        for one, model in zip(models, placed, strict=True):
+            if not batch.indices:
+                continue
+            with autocast(device, amp):
+                found = model(normalise(batch.pixels[distinct.index(one.input)], one.input, device))
+            outputs.append(Outputs(*(tensor.float().cpu() for tensor in found)))
+        yield StreamedBatch(batch.indices, outputs, batch.unreadable)
