@@ -91,6 +91,12 @@ class LossRecipe(_Section):
     contrastive_pool: Literal["global", "local"] = Field("global", description="negatives of all processes, or own")
     memory_size: int = Field(0, ge=0, description="past projections kept as further negatives and positives; 0: off")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
+    class_weights: Literal["none", "balanced", "effective"] = Field(
+        "none", description="weigh classes in the cross-entropy: by 1 / images, or 1 / effective number of them"
+    )
+    logit_adjustment: float = Field(
+        0.0, ge=0, description="add this times log(share of the class) to training logits; 1 aims at balanced accuracy"
+    )
     mixup: float = Field(0.0, ge=0, description="mixup alpha, on the cross-entropy branch only; 0: off")
     cutmix: float = Field(0.0, ge=0, description="cutmix alpha, on the cross-entropy branch only; 0: off")
 
@@ -108,6 +114,9 @@ class TrainRecipe(_Section):
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate factor from each layer to the one below")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the weight average that is evaluated")
+    sampling: Literal["uniform", "balanced"] = Field(
+        "uniform", description="balanced draws every class equally often in an epoch, which keeps its length"
+    )
     classes_per_batch: int | None = Field(None, ge=2, description="draw batches of this many classes, equal shares")
     chunk_size: int | None = Field(None, ge=1, description="images per forward pass; the gradient is the batch's")
     batchnorm: Literal["auto", "running", "frozen", "slow", "reestimated"] = Field(
@@ -127,6 +136,12 @@ class TrainRecipe(_Section):
     def _chunk_fits(self) -> "TrainRecipe":
         if self.chunk_size and self.chunk_size > self.batch_size:
             raise ValueError(f"chunk_size {self.chunk_size} is larger than batch_size {self.batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_balance(self) -> "TrainRecipe":
+        if self.classes_per_batch and self.sampling == "balanced":
+            raise ValueError("classes_per_batch draws balanced batches already; leave sampling out")
         return self
 
 

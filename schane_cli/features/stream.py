@@ -33,7 +33,7 @@ def stream_outputs(
     workers: int,
     amp: str,
 ) -> Iterator[StreamedBatch]:
-    """The images at `indices`, in order, each read once and resized once for each preprocessing that the models want."""
+    """The images at `indices`, in order, each read once and resized once for each preprocessing of the models."""
     distinct = list(dict.fromkeys(one.input for one in models))
     placed = [place(one.model, device).eval() for one in models]
     loader = readable_loader(

@@ -120,8 +120,9 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """The batches of a whole training run, from any step on: lists of (epoch, index) for this process.
 
     The batch of a step is a function of (seed, step) alone. An epoch is n // batch_size steps over a fresh
-    permutation (the remainder is left out), or, with `classes_per_batch` m, as many steps of m classes x
-    batch_size / m images drawn from each. Process `rank` of `world` takes every world-th image of the batch.
+    permutation (the remainder is left out), where `balanced` has each class drawn equally often, or, with
+    `classes_per_batch` m, as many steps of m classes x batch_size / m images drawn from each. Process `rank` of `world`
+    takes every world-th image of the batch.
     """
 
     def __init__(
@@ -132,16 +133,18 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         epochs: int,
         seed: int,
         classes_per_batch: int | None = None,
+        balanced: bool = False,
         start_step: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.labels, self.batch_size, self.seed = labels, batch_size, seed
-        self.classes_per_batch, self.start_step = classes_per_batch, start_step
+        self.classes_per_batch, self.balanced, self.start_step = classes_per_batch, balanced, start_step
         self.rank, self.world = rank, world
         self.steps_per_epoch = len(labels) // batch_size
         self.total_steps = self.steps_per_epoch * epochs
-        self._members = [np.flatnonzero(labels == label) for label in np.unique(labels)] if classes_per_batch else []
+        by_class = classes_per_batch or balanced
+        self._members = [np.flatnonzero(labels == label) for label in np.unique(labels)] if by_class else []
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -158,8 +161,16 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             return self._balanced_batch(step)
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.labels)))
+            self._order = (epoch, self._epoch_order(np.random.default_rng((self.seed, epoch))))
         return self._order[1][within * self.batch_size : (within + 1) * self.batch_size]
+
+    def _epoch_order(self, generator: np.random.Generator) -> np.ndarray:
+        """As many indices as there are images, in random order: each once, or each class equally often."""
+        if not self.balanced:
+            return generator.permutation(len(self.labels))
+        share = -(-len(self.labels) // len(self._members))
+        drawn = np.concatenate([_draw(members, share, generator) for members in self._members])
+        return generator.permutation(drawn)[: len(self.labels)]
 
     def _balanced_batch(self, step: int) -> np.ndarray:
         generator = np.random.default_rng((self.seed, step))

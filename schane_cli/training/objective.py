@@ -12,6 +12,7 @@ from schane_cli import plugins
 from schane_cli.distributed import world_size
 from schane_cli.errors import BadRequest
 from schane_cli.losses import CrossBatchMemory, contrastive_loss, is_registered, register_loss
+from schane_cli.losses.imbalance import class_weights, log_shares
 from schane_cli.recipe import LossRecipe
 
 
@@ -34,14 +35,24 @@ class Objective(nn.Module):
     Rows are view-major: row v * B + b is view v of image b. Under several processes the value is scaled so that
     averaging gradients over processes (as DDP does) gives the gradient of the loss of the whole batch, uneven parts
     included. mixup and cutmix act on the cross-entropy branch alone: the contrastive term needs images of one class,
-    so the mixed images take a forward pass of their own.
+    so the mixed images take a forward pass of their own. So do class weights and logit adjustment: the contrastive term
+    is a mean over anchors, each of which has its positives averaged, so that under imbalance frequent classes give more
+    anchors and more negatives, and only `train.sampling: balanced` changes that.
     """
 
-    def __init__(self, recipe: LossRecipe, n_classes: int, projection_dim: int) -> None:
+    class_weights: torch.Tensor | None
+    adjustment: torch.Tensor | None
+
+    def __init__(self, recipe: LossRecipe, class_counts: torch.Tensor, projection_dim: int) -> None:
         super().__init__()
+        n_classes = len(class_counts)
         self.weight = contrastive_weight(recipe)
         self.label_smoothing = recipe.label_smoothing
         self.criterion = contrastive_term(recipe, projection_dim) if self.weight else None
+        adjustment = recipe.logit_adjustment * log_shares(class_counts) if recipe.logit_adjustment else None
+        # not part of the state: made from the training labels anew when a run is resumed
+        self.register_buffer("class_weights", class_weights(class_counts, recipe.class_weights), persistent=False)
+        self.register_buffer("adjustment", adjustment, persistent=False)
         mixers = [v2.MixUp(alpha=recipe.mixup, num_classes=n_classes)] if recipe.mixup else []
         mixers += [v2.CutMix(alpha=recipe.cutmix, num_classes=n_classes)] if recipe.cutmix else []
         self.mixer: v2.Transform | None = v2.RandomChoice(mixers) if mixers else None
@@ -76,13 +87,24 @@ class Objective(nn.Module):
         return LossParts(total, contrastive, cross_entropy)
 
     def _cross_entropy(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        """Over all processes: the mean over rows, or with class weights the weighted mean by the labels' weights."""
+        if self.adjustment is not None:
+            logits = logits + self.adjustment
+        if self.class_weights is None:
+            loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+            amount = torch.tensor(float(len(logits)), device=logits.device)
+        else:
+            shares = target if target.is_floating_point() else F.one_hot(target, logits.shape[1]).to(logits)
+            amount = (shares @ self.class_weights).sum()
+            summed = F.cross_entropy(
+                logits, target, self.class_weights, reduction="sum", label_smoothing=self.label_smoothing
+            )
+            loss = summed / amount.clamp_min(1e-12)
         if world_size() == 1:
             return loss
-        rows = torch.tensor(float(len(logits)), device=logits.device)
-        all_rows = rows.clone()
-        dist.all_reduce(all_rows)
-        return loss * rows * world_size() / all_rows
+        whole = amount.clone()
+        dist.all_reduce(whole)
+        return loss * amount * world_size() / whole
 
 
 def contrastive_term(recipe: LossRecipe, projection_dim: int) -> nn.Module:

@@ -91,7 +91,8 @@ class Trainer:
         if settings.sharding == "fsdp":
             shard(self.model, self.model.backbone, self.device)
         width = self.recipe.model.projection_dim or self.model.embedding_dim
-        self.objective = Objective(self.recipe.loss, len(job.train.class_names), width).to(self.device)
+        counts = torch.from_numpy(np.bincount(job.train.labels, minlength=len(job.train.class_names)))
+        self.objective = Objective(self.recipe.loss, counts, width).to(self.device)
         self.optimizer = make_optimizer(self.model, self.recipe, self.device)
         self.sampler = self._sampler(0)
         self.scheduler = make_scheduler(
@@ -123,6 +124,7 @@ class Trainer:
             epochs=settings.epochs,
             seed=self.recipe.seed,
             classes_per_batch=settings.classes_per_batch,
+            balanced=settings.sampling == "balanced",
             start_step=start_step,
             rank=rank(),
             world=world_size(),

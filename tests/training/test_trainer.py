@@ -224,8 +224,8 @@ def test_running_statistics_are_updated_once_by_gradient_caching(tmp_path: Path)
 
 
 def test_mixup_acts_on_the_cross_entropy_alone(tmp_path: Path) -> None:
-    plain = Objective(tiny_recipe().loss, 10, 128)
-    mixed = Objective(tiny_recipe(loss__mixup=0.8, loss__cutmix=1.0).loss, 10, 128)
+    plain = Objective(tiny_recipe().loss, torch.full((10,), 100), 128)
+    mixed = Objective(tiny_recipe(loss__mixup=0.8, loss__cutmix=1.0).loss, torch.full((10,), 100), 128)
     views = torch.randint(0, 255, (6, 2, 3, 8, 8), dtype=torch.uint8)
     labels, indices = torch.arange(6) // 2, torch.arange(6)
     clean = make_batch(views, labels, indices, plain, torch.device("cpu"))
