@@ -227,6 +227,60 @@ def evaluate(
 
 
 @app.command(
+    epilog="Examples: schane predict RUN photos/ | schane predict RUN one.jpg --json | "
+    "schane predict RUN photos/ --min-confidence 0.9 --copy-to sorted/"
+)
+@recipe_flags("data.root", "device", any_key=True)
+def predict(
+    values: RecipeValues,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN... IMAGES...",
+            help="run folders or checkpoints (of several, probabilities are averaged), then folders, files, patterns, "
+            "csv:FILE, hfds:NAME or wds:PATH",
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", help="most likely classes to write of each image; 0: all")] = 1,
+    min_confidence: Annotated[
+        float | None, typer.Option("--min-confidence", help="below it the prediction is 'unsure'")
+    ] = None,
+    embedding: Annotated[bool, typer.Option("--embedding", help="also write embeddings (parquet)")] = False,
+    copy_to: Annotated[
+        Path | None, typer.Option("--copy-to", metavar="DIR", help="copy each image into DIR/<its prediction>")
+    ] = None,
+    link: Annotated[bool, typer.Option("--link", help="with --copy-to: symbolic links in place of copies")] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="go on with a stopped schane predict")
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Name new images: predictions with a calibrated confidence as CSV and parquet, and a page to look through."""
+    from schane_cli.terminal import Terminal
+
+    terminal = Terminal(json=json)
+    if (resume is None) == (not arguments):
+        raise BadRequest("schane predict takes RUN and IMAGES, or --resume FOLDER alone")
+
+    from schane_cli.commands.predict import PredictOptions, name_one_file, predict_request
+    from schane_cli.distributed import process_group
+    from schane_cli.reports.predict import predict_report
+
+    options = PredictOptions(top_k, embedding, min_confidence, None if copy_to is None else str(copy_to), link)
+    if json and out is None and arguments:
+        answer = name_one_file(arguments, options, values, terminal)
+        if answer is not None:
+            _finish(answer, json)
+            return
+    with process_group(values.get("device", "auto")):
+        summary = predict_request(arguments or [], options, values, out=out, terminal=terminal, resume=resume)
+    if summary:
+        predict_report(Path(summary["run"]), terminal)
+        _finish(summary, json)
+
+
+@app.command(
     epilog="Examples: schane embed RUN | schane embed RUN_BY_CE RUN_BY_SCHANE --dataset cifar100 | "
     "schane embed RUN --split val --layer projection"
 )

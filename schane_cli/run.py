@@ -46,6 +46,12 @@ class RunFolder:
         self.comparison_table = path / "compare.csv"
         self.mistakes_table = path / "mistakes.parquet"
         self.episodes_table = path / "episodes.parquet"
+        self.calibration_file = path / "calibration.json"
+        self.request_file = path / "request.json"
+        self.parts = path / "parts"
+        self.full_predictions_table = path / "predictions.parquet"
+        self.unreadable_table = path / "unreadable.csv"
+        self.shown_table = path / "shown.parquet"
 
     @classmethod
     def of_checkpoint(cls, file: Path) -> "RunFolder | None":

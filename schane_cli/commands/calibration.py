@@ -1,6 +1,5 @@
 """What the confidence of a prediction is worth: a temperature fitted on val, and how val fares at any confidence."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,8 @@ from schane_cli.metrics.classification import fit_temperature
 from schane_cli.metrics.intervals import Estimate, accuracy_interval
 from schane_cli.models.checkpoint import Loaded
 from schane_cli.recipe import Recipe
-from schane_cli.run import write_json
+from schane_cli.run import RunFolder, read_json, write_json
 from schane_cli.terminal import Terminal
-
-FILE = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,8 @@ def calibrate_on(loaded: Loaded, images: ImageSet, device: torch.device, termina
 
 def keep(loaded: Loaded, made: Calibrated) -> None:
     """Write calibration.json beside the checkpoints of a run folder; elsewhere, or read-only, it is made anew."""
-    if loaded.path.parent.name != "checkpoints":
+    run = RunFolder.of_checkpoint(loaded.path)
+    if run is None:
         return
     content = {
         "progress": _progress(loaded),
@@ -109,18 +107,18 @@ def keep(loaded: Loaded, made: Calibrated) -> None:
         "val_right": made.right.astype(int),
     }
     try:
-        write_json(loaded.path.parent.parent / FILE, content)
+        write_json(run.calibration_file, content)
     except OSError:
         return
 
 
 def _read(loaded: Loaded) -> Calibrated | None:
     """The kept calibration of this very checkpoint, or None."""
-    path = loaded.path.parent.parent / FILE
-    if loaded.path.parent.name != "checkpoints" or not path.is_file():
+    run = RunFolder.of_checkpoint(loaded.path)
+    if run is None or not run.calibration_file.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = read_json(run.calibration_file)
         if content["progress"] != _progress(loaded):
             return None
         return Calibrated(
@@ -129,7 +127,7 @@ def _read(loaded: Loaded) -> Calibrated | None:
             np.array(content["val_right"], dtype=bool),
             str(content["note"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: made anew
+    except (BadRequest, ValueError, KeyError, TypeError):  # damaged: made anew
         return None
 
 

@@ -1,7 +1,6 @@
 """`schane predict`: name new images by a run or the mean of several, with a confidence that means something."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections import Counter
@@ -28,13 +27,12 @@ from schane_cli.images.imageset import Files, ImageSet
 from schane_cli.images.loader import worker_count
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.recipe import Recipe, build_recipe
-from schane_cli.run import RunFolder, new_run_path, pick_device, plain, write_json
+from schane_cli.run import RunFolder, new_run_path, pick_device, plain, read_json, write_json
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted, StopSignal
 
 BLOCK = 4096  # images a part file: what a stopped run loses at most
 UNSURE = "unsure"
-REQUEST = "request.json"
 SHOWN = 1500  # thumbnails on the page, over all classes
 
 
@@ -151,6 +149,42 @@ def path_of(images: ImageSet, index: int) -> str:
     return str(images.images[index]) if isinstance(images.images, Files) else images.ids[index]
 
 
+def name_one_file(
+    arguments: Sequence[str], options: PredictOptions, overrides: Mapping[str, Any], terminal: Terminal
+) -> dict[str, Any] | None:
+    """The answer to a request for one image file, without a run folder; None where more is asked for."""
+    runs, sources = split_arguments(arguments)
+    if len(sources) != 1 or not Path(sources[0]).is_file() or options != PredictOptions(options.top_k):
+        return None
+    images, _ = unlabelled_images(sources, Path("."))
+    predictor = load_predictor(runs, overrides, terminal)
+    options.check(len(predictor.class_names))
+    return predict_one(predictor, images)
+
+
+def predict_request(
+    arguments: Sequence[str],
+    options: PredictOptions,
+    overrides: Mapping[str, Any],
+    *,
+    out: Path | None,
+    terminal: Terminal,
+    resume: Path | None,
+) -> dict[str, Any]:
+    """`predict` for the arguments of the command line, or for those that a stopped run was given."""
+    if resume is None:
+        runs, sources = split_arguments(arguments)
+        if not sources:
+            raise BadRequest(f"no images to name: give folders, files or patterns after {runs[-1]}")
+    else:
+        if options != PredictOptions():
+            raise BadRequest(f"--resume takes its options from {resume}; leave the others out")
+        request = read_request(resume)
+        runs, sources = [Path(run) for run in request["runs"]], request["sources"]
+        options, overrides = PredictOptions(**request["options"]), {**request["values"], **overrides}
+    return predict(runs, sources, options=options, overrides=overrides, out=out, terminal=terminal, resume=resume)
+
+
 def predict(
     runs: Sequence[Path],
     sources: Sequence[str],
@@ -177,7 +211,12 @@ def predict(
         else None
     )
     run = RunFolder(resume or same_everywhere(out or new_run_path("predict", Path(runs[0]).resolve().name)))
-    request = {"runs": [str(path) for path in runs], "sources": list(sources), "options": asdict(options)}
+    request = {
+        "runs": [str(path) for path in runs],
+        "sources": list(sources),
+        "options": asdict(options),
+        "values": plain(overrides),
+    }
     _begin(run, predictor, request, images, resume is not None)
     for note in [*notes, *([predictor.calibrated.note] if predictor.calibrated and predictor.calibrated.note else [])]:
         terminal.say(f"note       {note}")
@@ -187,9 +226,9 @@ def predict(
         return {}
     shown = _assemble(run, options, predictor.class_names, len(images), terminal)
     if shown.readable == 0:
-        raise SchaneError(f"none of the {len(images)} images can be read; {run.path / 'unreadable.csv'} says why")
+        raise SchaneError(f"none of the {len(images)} images can be read; {run.unreadable_table} says why")
     if copies is not None:
-        copy_images(run.path / "predictions.parquet", copies, terminal)
+        copy_images(run.full_predictions_table, copies, terminal)
     summary = {
         "command": "predict",
         "checkpoints": [str(one.path) for one in predictor.models],
@@ -203,9 +242,9 @@ def predict(
         "device": str(predictor.device),
         "run": str(run.path),
     }
-    shown.page.to_parquet(run.path / "shown.parquet", index=False)
+    shown.page.to_parquet(run.shown_table, index=False)
     run.finish(summary)
-    shutil.rmtree(run.path / "parts")
+    shutil.rmtree(run.parts)
     return plain(summary)
 
 
@@ -246,21 +285,20 @@ def _begin(run: RunFolder, predictor: Predictor, request: dict[str, Any], images
         return
     if rank() == 0:
         run.create(predictor.recipes[0], "predict")
-        (run.path / "parts").mkdir()
-        write_json(run.path / REQUEST, request)
+        run.parts.mkdir()
+        write_json(run.request_file, request)
     if world_size() > 1:
         dist.barrier()
 
 
 def read_request(folder: Path) -> dict[str, Any]:
     """What a stopped run was asked for; BadRequest where there is none, or it is finished."""
-    if (folder / "summary.json").is_file():
+    run = RunFolder(folder)
+    if run.finished:
         raise BadRequest(f"the predictions in {folder} are complete; start again in a new folder")
-    try:
-        content: dict[str, Any] = json.loads((folder / REQUEST).read_text())
-    except (OSError, ValueError):
-        raise BadRequest(f"nothing to resume at {folder}: it holds no {REQUEST} of schane predict") from None
-    return content
+    if not run.request_file.is_file():
+        raise BadRequest(f"nothing to resume at {folder}: it holds no {run.request_file.name} of schane predict")
+    return read_json(run.request_file)
 
 
 def _fill(run: RunFolder, predictor: Predictor, images: ImageSet, options: PredictOptions, terminal: Terminal) -> None:
@@ -289,7 +327,7 @@ def _fill(run: RunFolder, predictor: Predictor, images: ImageSet, options: Predi
 
 
 def _part(run: RunFolder, start: int) -> Path:
-    return run.path / "parts" / f"{start:09d}.parquet"
+    return run.parts / f"{start:09d}.parquet"
 
 
 def _write_part(path: Path, rows: list[pd.DataFrame], size: int) -> list[pd.DataFrame]:
@@ -364,8 +402,8 @@ def _assemble(
     writer: pq.ParquetWriter | None = None
     parts = [_part(run, start) for start in range(0, total, BLOCK)]
     with terminal.task("writing the table", len(parts), "part") as task, ExitStack() as stack:
-        table = stack.enter_context((run.path / "predictions.csv").open("w", newline=""))
-        errors = stack.enter_context((run.path / "unreadable.csv").open("w", newline=""))
+        table = stack.enter_context((run.predictions_table).open("w", newline=""))
+        errors = stack.enter_context((run.unreadable_table).open("w", newline=""))
         for path in parts:
             frame = pd.read_parquet(path)
             unreadable = frame[frame.error.notna()]
@@ -377,7 +415,7 @@ def _assemble(
                 continue
             rows = pa.Table.from_pandas(good.drop(columns="index"), preserve_index=False)
             if writer is None:
-                writer = stack.enter_context(pq.ParquetWriter(run.path / "predictions.parquet", rows.schema))
+                writer = stack.enter_context(pq.ParquetWriter(run.full_predictions_table, rows.schema))
             good.drop(columns=["index", "embedding"], errors="ignore").to_csv(
                 table, index=False, header=table.tell() == 0, float_format="%.6f"
             )
@@ -386,7 +424,7 @@ def _assemble(
             confidence_sum += float(good.confidence.sum())
             page = _most_and_least(pd.concat([page, good[page.columns]] if len(page) else [good[page.columns]]), quota)
     if not broken:
-        (run.path / "unreadable.csv").unlink()
+        (run.unreadable_table).unlink()
     return Assembled(total - broken, dict(counts.most_common()), confidence_sum, page)
 
 
