@@ -150,6 +150,12 @@ def fewshot(
     allow_seen_classes: Annotated[
         bool, typer.Option("--allow-seen-classes", help="evaluate a checkpoint trained on the test classes, marked")
     ] = False,
+    support: Annotated[
+        Path | None, typer.Option("--support", metavar="DIR", help="class folders of a few photos of your own")
+    ] = None,
+    query: Annotated[
+        list[str] | None, typer.Option("--query", metavar="IMAGES", help="with --support: images to name by them")
+    ] = None,
     resume: Resume = None,
     out: Out = None,
     json: Json = False,
@@ -158,6 +164,11 @@ def fewshot(
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
+    if support is not None or query:
+        if support is None or resume or protocol or allow_seen_classes or len(checkpoints or []) > 1:
+            raise BadRequest("--query goes with --support DIR, and both with one run, or --backbone and --init, alone")
+        _own_photos(support, query or [], checkpoints or [], recipe, values, out, json, terminal)
+        return
     values = {**(protocol_values(protocol) if protocol else {}), **values}
     if checkpoints:
         refuse_training_values(values)
@@ -186,6 +197,42 @@ def fewshot(
         if rank() == 0:
             fewshot_report(Path(summary["run"]), terminal)
             _finish(summary, json)
+
+
+def _own_photos(
+    support: Path,
+    query: list[str],
+    checkpoints: list[Path],
+    recipe: str | None,
+    values: RecipeValues,
+    out: Path | None,
+    json: bool,
+    terminal: "Terminal",
+) -> None:
+    """`schane fewshot --support`: one's own photos in place of a dataset's episodes."""
+    if checkpoints:
+        refuse_training_values(values)
+    resolved, _ = resolve_recipe(recipe=recipe, dataset=f"folder:{support}", overrides=values)
+
+    from schane_cli.commands.fewshot_folder import fewshot_folder
+    from schane_cli.commands.predict import PredictOptions
+    from schane_cli.distributed import process_group
+    from schane_cli.reports.predict import predict_report
+
+    with process_group(resolved.device):
+        summary = fewshot_folder(
+            support,
+            query,
+            checkpoint=checkpoints[0] if checkpoints else None,
+            recipe=resolved,
+            options=PredictOptions(),
+            out=out,
+            terminal=terminal,
+        )
+    if summary:
+        if query:
+            predict_report(Path(summary["run"]), terminal)
+        _finish(summary, json)
 
 
 @app.command("eval", epilog="Examples: schane eval RUN | schane eval RUN --corruptions --ood cifar100")
@@ -295,6 +342,12 @@ def embed(
     points: Annotated[int, typer.Option("--points", help="most images in figures and pictures, at random")] = 10_000,
     perplexity: Annotated[float, typer.Option("--perplexity", help="t-SNE's effective number of neighbours")] = 30.0,
     npy: Annotated[bool, typer.Option("--npy", help="also write the vectors as one .npy array")] = False,
+    images: Annotated[
+        list[str] | None, typer.Option("--images", metavar="IMAGES", help="embed images without labels, not a dataset")
+    ] = None,
+    projection: Annotated[
+        str, typer.Option("--projection", help="with --images: tsne, or umap (extra umap), to draw the map by")
+    ] = "tsne",
     figures: Annotated[list[str] | None, typer.Option("--figures", help="also draw figures as pdf or svg")] = None,
     out: Out = None,
     json: Json = False,
@@ -307,6 +360,24 @@ def embed(
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
+    if images or projection != "tsne":
+        from schane_cli.commands.embed_unlabelled import embed_unlabelled
+        from schane_cli.reports.embed_unlabelled import unlabelled_report
+
+        if not images or len(checkpoints) > 1 or "data.dataset" in values or npy or figures:
+            raise BadRequest("--images goes with one checkpoint, --projection, --perplexity, --out and --device alone")
+        summary = embed_unlabelled(
+            checkpoints[0],
+            images,
+            projection=projection,
+            perplexity=perplexity,
+            overrides=values,
+            out=out,
+            terminal=terminal,
+        )
+        unlabelled_report(Path(summary["run"]), terminal)
+        _finish(summary, json)
+        return
     formats = tuple(figures or ())
     options = EmbedOptions(
         split=split, layer=layer, points=points, perplexity=perplexity, npy=npy, figure_formats=formats
@@ -316,6 +387,26 @@ def embed(
     if embedded is not None:
         embed_report(embedded, terminal)
         _finish(embedded.summary, json)
+
+
+@app.command(epilog="Examples: schane review RUN | schane review RUN --split all")
+@recipe_flags("data.root", "device", any_key=True)
+def review(
+    values: RecipeValues,
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint file or run folder")],
+    split: Annotated[str, typer.Option("--split", help="train, val, test or all")] = "train",
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Find likely label errors, near-duplicates, outliers and look-alikes in a run's data, and a page to decide."""
+    from schane_cli.commands.review import review as run_review
+    from schane_cli.reports.review import review_report
+    from schane_cli.terminal import Terminal
+
+    terminal = Terminal(json=json)
+    summary = run_review(checkpoint, split=split, overrides=values, out=out, terminal=terminal)
+    review_report(Path(summary["run"]), terminal)
+    _finish(summary, json)
 
 
 @app.command(epilog="Examples: schane export RUN | schane export RUN --format onnx --out model")

@@ -9,6 +9,7 @@ import torch
 
 from schane_cli.commands.evaluate import select_images
 from schane_cli.commands.robustness import outputs
+from schane_cli.distributed import rank
 from schane_cli.errors import BadRequest
 from schane_cli.images.imageset import ImageSet
 from schane_cli.metrics.classification import fit_temperature
@@ -96,7 +97,7 @@ def calibrate_on(loaded: Loaded, images: ImageSet, device: torch.device, termina
 def keep(loaded: Loaded, made: Calibrated) -> None:
     """Write calibration.json beside the checkpoints of a run folder; elsewhere, or read-only, it is made anew."""
     run = RunFolder.of_checkpoint(loaded.path)
-    if run is None:
+    if run is None or rank() != 0:
         return
     content = {
         "progress": _progress(loaded),

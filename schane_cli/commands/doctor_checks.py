@@ -89,7 +89,7 @@ def caching_is_exact(device: torch.device) -> tuple[bool, str]:
     recipe = build_recipe({}, TINY | {"model.drop_path": 0.0})
     torch.manual_seed(0)
     model = place(build_model(recipe.model, 4, 32), device).train()
-    objective = Objective(recipe.loss, 4, recipe.model.projection_dim)
+    objective = Objective(recipe.loss, torch.ones(4), recipe.model.projection_dim)
     labels = torch.arange(8).repeat(2).to(device) % 4
     rows = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
     batch = Batch(rows, labels, torch.arange(8).repeat(2).to(device), None)

@@ -17,7 +17,7 @@ from schane_cli.images.identity import image_changes, record
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.splits import Splits
 from schane_cli.metrics import classification as metrics
-from schane_cli.metrics.classification import Calibration
+from schane_cli.metrics.classification import Calibration, ClassMeans
 from schane_cli.metrics.intervals import Estimate
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.recipe import DataRecipe, Recipe
@@ -35,13 +35,19 @@ class Scores:
     top1: Estimate
     top5: Estimate | None  # None with five classes or fewer, where it says nothing
     per_class: list[Estimate | None]
+    class_means: ClassMeans
     calibration: Calibration
     features: Features
     seconds: float
 
     def summary(self, split: str) -> dict[str, Any]:
         """Flat, JSON-ready metrics under names that begin with the split's."""
-        named = {f"{split}_accuracy": self.top1, f"{split}_top5_accuracy": self.top5}
+        named = {
+            f"{split}_accuracy": self.top1,
+            f"{split}_top5_accuracy": self.top5,
+            f"{split}_balanced_accuracy": self.class_means.balanced_accuracy,
+            f"{split}_macro_f1": self.class_means.macro_f1,
+        }
         return {f"{split}_n": self.top1.n, **flat(named), **calibration_figures(split, self.calibration)}
 
 
@@ -73,6 +79,7 @@ def score(loaded: Loaded, images: ImageSet, *, device: torch.device, terminal: T
             top1=metrics.topk_accuracy(logits, labels),
             top5=metrics.topk_accuracy(logits, labels, k=5) if logits.shape[1] > 5 else None,
             per_class=metrics.per_class_accuracy(logits, labels),
+            class_means=metrics.class_means(logits, labels, seed=0),
             calibration=metrics.calibration(logits, labels, seed=0),
             features=features,
             seconds=seconds,

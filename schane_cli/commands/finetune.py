@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from schane_cli.commands.calibration import calibrate_on, keep
 from schane_cli.commands.evaluate import score, write_tables
 from schane_cli.datasets.load import load_splits, reading_once
 from schane_cli.distributed import rank
@@ -36,7 +37,10 @@ def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Pa
     )
     announce(job, splits.notes, splits.test)
     outcome = train(job, resume is not None)
-    test = score(load_checkpoint(job.run.path), splits.test, device=job.device, terminal=terminal)
+    best = load_checkpoint(job.run.path)
+    test = score(best, splits.test, device=job.device, terminal=terminal)
+    if recipe.data.train_on == "train":  # what schane predict needs of val, so that it needs none of the data
+        keep(best, calibrate_on(best, splits.val, job.device, terminal))
     summary = {
         **describe(job, outcome),
         **test.summary("test"),

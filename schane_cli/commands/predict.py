@@ -18,13 +18,18 @@ import torch
 import torch.distributed as dist
 
 from schane_cli.commands.calibration import Calibrated, calibrated_probabilities, calibration_of_mean
+from schane_cli.commands.evaluate import flat
 from schane_cli.commands.predict_copies import copy_images, prepare_copies
-from schane_cli.datasets.unlabelled import unlabelled_images
+from schane_cli.datasets.load import source_parts
+from schane_cli.datasets.sources import parse_source
+from schane_cli.datasets.tables import read_csv
+from schane_cli.datasets.unlabelled import unlabelled
 from schane_cli.distributed import rank, same_everywhere, world_size
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.features.stream import StreamedBatch, stream_outputs
 from schane_cli.images.imageset import Files, ImageSet
 from schane_cli.images.loader import worker_count
+from schane_cli.images.thumbnail import thumbnail_webp
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.recipe import Recipe, build_recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, plain, read_json, write_json
@@ -71,6 +76,10 @@ class Predictor:
         """The classes, in the first model's order."""
         return self.models[0].class_names
 
+    def identity(self) -> list[str]:
+        """What must be the same when a stopped run is resumed."""
+        return [f"{one.path} {one.path.stat().st_size} {one.path.stat().st_mtime_ns}" for one in self.models]
+
     def probabilities(self, batch: StreamedBatch) -> torch.Tensor:
         """float64 (n, C) of the readable images of a batch, calibrated."""
         assert self.calibrated is not None
@@ -88,6 +97,45 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
             break
         runs.append(path)
     return runs, list(arguments[len(runs) :])
+
+
+def images_to_name(sources: Sequence[str], overrides: Mapping[str, Any]) -> tuple[ImageSet, list[str]]:
+    """The images of all sources, labels unknown (-1), and sentences on what was left out.
+
+    A source is a folder, a file, a pattern, `csv:FILE` with a column `path`, or, alone, `hfds:NAME` or `wds:PATH`.
+
+    Raises:
+        BadRequest: a source that is not there or holds no image, or containers beside files.
+    """
+    parsed = [parse_source(source) if ":" in source else None for source in sources]
+    contained = [source for source, kind in zip(sources, parsed, strict=True) if kind and kind[0] in {"hfds", "wds"}]
+    if contained and len(sources) > 1:
+        raise BadRequest(f"{contained[0]} goes alone: images inside larger files and image files do not mix")
+    if contained:
+        recipe = build_recipe(
+            {"data": {"dataset": contained[0]}}, {k: v for k, v in overrides.items() if k == "data.root"}
+        )
+        parts = source_parts(recipe.data)
+        whole, *others = parts.values()
+        for other in others:
+            whole = whole.joined(other, "all")
+        return _without_labels(whole), parts.notes
+    paths: list[str] = []
+    for source, kind in zip(sources, parsed, strict=True):
+        paths += _listed(Path(kind[1])) if kind and kind[0] == "csv" else [kind[1] if kind else source]
+    images, notes = unlabelled(paths)
+    return _without_labels(images), notes
+
+
+def _listed(table: Path) -> list[str]:
+    """The files that a table names, relative to its own folder."""
+    table = table.expanduser()
+    return [os.path.normpath(table.parent / row["path"]) for row in read_csv(table, ("path",))]
+
+
+def _without_labels(images: ImageSet) -> ImageSet:
+    """A plain set, which raises for an image that cannot be read, so that the loader can say why."""
+    return ImageSet(images.dataset, "images", images.images, np.full(len(images), -1), (), images.ids)
 
 
 def load_predictor(runs: Sequence[Path], overrides: Mapping[str, Any], terminal: Terminal) -> Predictor:
@@ -156,7 +204,7 @@ def name_one_file(
     runs, sources = split_arguments(arguments)
     if len(sources) != 1 or not Path(sources[0]).is_file() or options != PredictOptions(options.top_k):
         return None
-    images, _ = unlabelled_images(sources, Path("."))
+    images, _ = images_to_name(sources, overrides)
     predictor = load_predictor(runs, overrides, terminal)
     options.check(len(predictor.class_names))
     return predict_one(predictor, images)
@@ -202,25 +250,50 @@ def predict(
         SchaneError: none of the images can be read, or the disk is full.
         Interrupted: a signal came; the parts made so far are kept for --resume.
     """
-    images, notes = unlabelled_images(sources, Path(str(overrides.get("data.root", "~/.cache/schane/data"))))
+    images, notes = images_to_name(sources, overrides)
     predictor = load_predictor(runs, overrides, terminal)
-    options.check(len(predictor.class_names))
-    copies = (
-        prepare_copies(Path(options.copy_to), images, link=options.link, resuming=resume is not None)
-        if options.copy_to is not None
-        else None
-    )
-    run = RunFolder(resume or same_everywhere(out or new_run_path("predict", Path(runs[0]).resolve().name)))
     request = {
         "runs": [str(path) for path in runs],
         "sources": list(sources),
         "options": asdict(options),
         "values": plain(overrides),
     }
-    _begin(run, predictor, request, images, resume is not None)
+    path = resume or same_everywhere(out or new_run_path("predict", Path(runs[0]).resolve().name))
+    summary = {"command": "predict", "checkpoints": [str(one.path) for one in predictor.models], "sources": sources}
+    return name_images(
+        predictor,
+        images,
+        notes,
+        options,
+        RunFolder(path),
+        request,
+        summary,
+        resuming=resume is not None,
+        terminal=terminal,
+    )
+
+
+def name_images(
+    predictor: Predictor,
+    images: ImageSet,
+    notes: Sequence[str],
+    options: PredictOptions,
+    run: RunFolder,
+    request: dict[str, Any],
+    summary: Mapping[str, Any],
+    *,
+    resuming: bool,
+    terminal: Terminal,
+) -> dict[str, Any]:
+    """Name `images` into the run folder; returns `summary` with all that was found added, as in summary.json."""
+    options.check(len(predictor.class_names))
+    copies = None
+    if options.copy_to is not None:
+        copies = prepare_copies(Path(options.copy_to), images, link=options.link, resuming=resuming)
+    _begin(run, predictor, request, images, resuming)
     for note in [*notes, *([predictor.calibrated.note] if predictor.calibrated and predictor.calibrated.note else [])]:
         terminal.say(f"note       {note}")
-    terminal.say(f"images     {len(images):,} of {', '.join(sources)}")
+    terminal.say(f"images     {len(images):,} of {', '.join(request['sources'])}")
     _fill(run, predictor, images, options, terminal)
     if rank() != 0:
         return {}
@@ -229,11 +302,9 @@ def predict(
         raise SchaneError(f"none of the {len(images)} images can be read; {run.unreadable_table} says why")
     if copies is not None:
         copy_images(run.full_predictions_table, copies, terminal)
-    summary = {
-        "command": "predict",
-        "checkpoints": [str(one.path) for one in predictor.models],
-        "sources": list(sources),
-        "notes": notes,
+    full = {
+        **summary,
+        "notes": list(notes),
         "images": len(images),
         "unreadable": len(images) - shown.readable,
         "classes": shown.counts,
@@ -242,10 +313,10 @@ def predict(
         "device": str(predictor.device),
         "run": str(run.path),
     }
-    shown.page.to_parquet(run.shown_table, index=False)
-    run.finish(summary)
+    with_pictures(shown.page, images, terminal).to_parquet(run.shown_table, index=False)
+    run.finish(full)
     shutil.rmtree(run.parts)
-    return plain(summary)
+    return plain(full)
 
 
 def _confidence_summary(predictor: Predictor, options: PredictOptions, shown: "Assembled") -> dict[str, Any]:
@@ -263,10 +334,8 @@ def _confidence_summary(predictor: Predictor, options: PredictOptions, shown: "A
     values |= {"min_confidence": options.min_confidence, "unsure": shown.counts.get(UNSURE, 0)}
     if calibrated.n:
         share, accuracy = calibrated.kept(options.min_confidence)
-        values |= {"val_kept": share.value, "val_kept_ci95": list(share.ci95), "val_n": calibrated.n}
-        if accuracy is not None:
-            values |= {"val_kept_accuracy": accuracy.value, "val_kept_accuracy_ci95": list(accuracy.ci95)}
-            values["val_kept_n"] = accuracy.n
+        values |= flat({"val_kept": share, "val_kept_accuracy": accuracy}) | {"val_n": calibrated.n}
+        values["val_kept_n"] = accuracy.n if accuracy is not None else 0
     return values
 
 
@@ -274,9 +343,7 @@ def _begin(run: RunFolder, predictor: Predictor, request: dict[str, Any], images
     """A new folder with the request in it, or a stopped one, whose images and models must be the same still."""
     digest = hashlib.sha256("\0".join(images.ids).encode())
     request["images_sha256"] = digest.hexdigest()
-    request["models"] = [
-        f"{one.path} {one.path.stat().st_size} {one.path.stat().st_mtime_ns}" for one in predictor.models
-    ]
+    request["models"] = predictor.identity()
     if resuming:
         before = read_request(run.path)
         for key, what in (("images_sha256", "images"), ("models", "checkpoints")):
@@ -426,6 +493,19 @@ def _assemble(
     if not broken:
         (run.unreadable_table).unlink()
     return Assembled(total - broken, dict(counts.most_common()), confidence_sum, page)
+
+
+def with_pictures(rows: pd.DataFrame, images: ImageSet, terminal: Terminal) -> pd.DataFrame:
+    """The rows with a column `picture` of small WebP files; empty where an image cannot be read any more."""
+    pictures = []
+    with terminal.task("thumbnails", len(rows), "img") as task:
+        for index in rows["index"].tolist():
+            try:
+                pictures.append(thumbnail_webp(images, int(index)))
+            except (OSError, BadRequest):
+                pictures.append(b"")
+            task.advance()
+    return rows.assign(picture=pictures)
 
 
 def _most_and_least(rows: pd.DataFrame, quota: int) -> pd.DataFrame:

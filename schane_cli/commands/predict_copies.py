@@ -28,7 +28,7 @@ class Copies:
         """The copy of an image: TARGET/prediction/name."""
         name = os.path.basename(path)
         if name in self.shared_names:
-            name = os.path.relpath(path, self.base).replace(os.sep, "_")
+            name = os.path.relpath(os.path.abspath(path), self.base).replace(os.sep, "_")
         place = self.target / folder_name(prediction) / name
         if self.resuming:
             return place
@@ -55,8 +55,8 @@ def prepare_copies(target: Path, images: ImageSet, *, link: bool, resuming: bool
     if not isinstance(images.images, Files):
         raise BadRequest(f"--copy-to sorts image files; those of {images.dataset} lie inside larger files")
     target = target.expanduser()
-    base = images.images.folder.resolve()
-    if target.resolve().is_relative_to(base):
+    base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in images.images])
+    if target.resolve().is_relative_to(Path(base).resolve()):
         raise BadRequest(f"--copy-to {target} lies in the folder that it sorts ({base}); choose a folder outside of it")
     if not resuming and target.is_dir() and any(target.iterdir()):
         raise BadRequest(f"--copy-to {target} is not empty; choose a new folder, so that nothing is overwritten")
@@ -68,7 +68,7 @@ def prepare_copies(target: Path, images: ImageSet, *, link: bool, resuming: bool
         raise BadRequest(f"--copy-to {target} cannot be written: permission denied")
     counts = Counter(os.path.basename(name) for name in images.ids)
     shared = frozenset(name for name, count in counts.items() if count > 1)
-    return Copies(target, link, images.images.folder, shared, resuming)
+    return Copies(target, link, Path(base), shared, resuming)
 
 
 def copy_images(table: Path, copies: Copies, terminal: Terminal) -> None:

@@ -37,6 +37,7 @@ def _without(parts: Parts, file: Path) -> Parts:
         matched |= places.keys()
         left = np.setdiff1d(np.arange(len(part)), list(places.values()))
         kept[split] = part.subset(left, part.split) if places else part
+    _require_match(matched, excluded, file, parts)
     kept.notes.append(f"{len(matched):,} images left out by {file}{_unmatched(excluded - matched)}")
     return kept
 
@@ -54,6 +55,7 @@ def _relabelled(parts: Parts, file: Path) -> Parts:
             labels[place] = _class_number(part, label, f"{file} line {line}")
         matched |= places.keys()
         changed[split] = part.relabelled(labels)
+    _require_match(matched, class_of.keys(), file, parts)
     changed.notes.append(
         f"{len(matched):,} images given another class by {file}{_unmatched(class_of.keys() - matched)}"
     )
@@ -78,6 +80,13 @@ def _places(part: ImageSet, wanted: AbstractSet[str]) -> dict[str, int]:
         if path.is_relative_to(folder):
             below[path.relative_to(folder).as_posix()] = name
     return places | {below[name]: index for index, name in enumerate(part.ids) if name in below}
+
+
+def _require_match(matched: set[str], wanted: AbstractSet[str], file: Path, parts: Parts) -> None:
+    """BadRequest for a list that names images, but none of these."""
+    if wanted and not matched:
+        dataset = next(iter(parts.values())).dataset
+        raise BadRequest(f"{file} names no image of {dataset}, as with {min(wanted)}; it is of another dataset")
 
 
 def _unmatched(names: set[str]) -> str:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_array
 from scipy.special import log_softmax, logsumexp
 from sklearn.metrics import confusion_matrix
 
@@ -89,6 +91,52 @@ def per_class_accuracy(logits: Any, labels: Any) -> list[Estimate | None]:
     counts = confusion(logits, labels)
     totals = counts.sum(axis=1)
     return [accuracy_interval(int(counts[c, c]), int(totals[c])) if totals[c] else None for c in range(len(counts))]
+
+
+@dataclass(frozen=True)
+class ClassMeans:
+    """Figures in which every class counts alike, however many images it has."""
+
+    balanced_accuracy: Estimate
+    macro_f1: Estimate
+
+
+def class_means(logits: Any, labels: Any, *, seed: int, n_bootstrap: int = 1000) -> ClassMeans:
+    """Balanced accuracy (mean recall of the classes) and macro-F1, as scikit-learn defines them, with their intervals.
+
+    The interval is the bootstrap's over images; to resample images is to resample the cells of the confusion matrix.
+    A class that a resample does not hold is left out of its mean. `logits` (n, C), `labels` (n,).
+    Raises ValueError for malformed input.
+    """
+    counts = confusion(logits, labels)
+    n = int(counts.sum())
+    rows, columns = counts.nonzero()
+    cells = counts[rows, columns]
+    drawn = np.random.default_rng(seed).multinomial(n, cells / n, size=n_bootstrap)
+    values = _class_means(cells[None], rows, columns, len(counts))
+    resamples = _class_means(drawn, rows, columns, len(counts))
+    balanced, f1 = (
+        Estimate(float(value[0]), bootstrap_interval(float(value[0]), one, (0.0, 1.0)), n)
+        for value, one in zip(values, resamples, strict=True)
+    )
+    return ClassMeans(balanced, f1)
+
+
+def _class_means(cells: Ints, rows: Ints, columns: Ints, n_classes: int) -> tuple[Floats, Floats]:
+    """Mean recall and mean F1 (B,) of confusion matrices given by their cells (B, K) at `rows` and `columns` (K,)."""
+
+    def by_class(of: Ints, keep: NDArray[np.bool_]) -> Floats:
+        places = np.flatnonzero(keep)
+        one_hot = csr_array((np.ones(len(places)), (places, of[places])), shape=(len(of), n_classes))
+        sums: Floats = cells @ one_hot
+        return sums
+
+    every = np.ones(len(rows), dtype=bool)
+    labelled, predicted, right = by_class(rows, every), by_class(columns, every), by_class(rows, rows == columns)
+    seen = labelled + predicted
+    recall = np.divide(right, labelled, out=np.zeros_like(right), where=labelled > 0)
+    f1 = np.divide(2 * right, seen, out=np.zeros_like(right), where=seen > 0)
+    return recall.sum(1) / (labelled > 0).sum(1), f1.sum(1) / (seen > 0).sum(1)
 
 
 def calibration(

@@ -41,6 +41,23 @@ def principal_components(embeddings: Any) -> PrincipalComponents:
     return PrincipalComponents(points, (float(first), float(second)))
 
 
+def umap(embeddings: Any, *, seed: int, neighbours: int = 15) -> Floats:
+    """UMAP (n, 2) of `embeddings` (n, d) (McInnes, Healy and Melville 2018, arXiv:1802.03426), by umap-learn.
+
+    The same at every call of one seed. Raises ValueError for fewer than four points and for NaN (which rows), and
+    ImportError where umap-learn (the extra `umap`) is not installed.
+    """
+    from umap import UMAP
+
+    vectors = _check(embeddings)
+    if len(vectors) < 4:
+        raise ValueError(f"UMAP needs four points or more; got {len(vectors)}")
+    start = "spectral" if len(vectors) > 10 else "random"
+    model = UMAP(n_neighbors=min(neighbours, len(vectors) - 1), random_state=seed, n_jobs=1, init=start)
+    points: Floats = np.asarray(model.fit_transform(vectors), dtype=np.float64)
+    return points
+
+
 def tsne(
     embeddings: Any,
     *,

@@ -145,6 +145,22 @@ _CLASSIFICATION = (
         interval=WILSON,
     ),
     _share(
+        "balanced_accuracy",
+        "balanced accuracy",
+        "higher",
+        "Mean over classes of the share of the class's images that are classified right.",
+        "Brodersen et al. 2010",
+        interval=BOOTSTRAP,
+    ),
+    _share(
+        "macro_f1",
+        "macro-F1",
+        "higher",
+        "Mean over classes of the harmonic mean of precision and recall.",
+        "Opitz and Burst 2019 (arXiv 1911.03347), mean of F1 scores",
+        interval=BOOTSTRAP,
+    ),
+    _share(
         "ece",
         "calibration error (ECE)",
         "lower",

@@ -131,7 +131,13 @@ def neural_collapse_1(vectors: Floats, labels: Ints, bootstrap: Bootstrap) -> Me
 
 
 def linear_probe_correct(vectors: Floats, labels: Ints) -> tuple[Floats, float]:
-    """Which images (n,) a ridge classifier fitted on all the others gets right, and its penalty.
+    """Which images (n,) a ridge classifier fitted on all the others gets right, and its penalty."""
+    left_out, penalty = linear_probe_left_out(vectors, labels)
+    return (left_out.argmax(axis=1) == labels).astype(np.float64), penalty
+
+
+def linear_probe_left_out(vectors: Floats, labels: Ints) -> tuple[Floats, float]:
+    """What a ridge classifier fitted on all other images gives each image, (n, C), and its penalty.
 
     Least squares on one-hot labels with an intercept. Leave-one-out predictions follow from one eigendecomposition
     through the leverages (Hoerl and Kennard's ridge; Allen 1974's PRESS); the penalty is the one of RIDGE_PENALTIES
@@ -145,7 +151,7 @@ def linear_probe_correct(vectors: Floats, labels: Ints) -> tuple[Floats, float]:
     target_mean = one_hot.mean(dim=0)
     moments = coordinates.T @ (one_hot - target_mean)  # (d, C)
     unit_penalty = float(eigenvalues.mean())
-    best_error, best = np.inf, (np.zeros(n), 0.0)
+    best_error, best = np.inf, (np.zeros((n, one_hot.shape[1])), 0.0)
     for penalty in RIDGE_PENALTIES:
         gain = 1 / (eigenvalues.clamp(min=0) + penalty * unit_penalty)
         leverage = 1 / n + (coordinates**2) @ gain
@@ -153,7 +159,7 @@ def linear_probe_correct(vectors: Floats, labels: Ints) -> tuple[Floats, float]:
         left_out = (fitted - leverage[:, None] * one_hot) / (1 - leverage)[:, None]
         error = float(((left_out - one_hot) ** 2).mean())
         if error < best_error:
-            best_error, best = error, ((left_out.argmax(dim=1).numpy() == labels).astype(np.float64), penalty)
+            best_error, best = error, (left_out.numpy(), penalty)
     return best
 
 

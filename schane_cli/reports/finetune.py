@@ -12,7 +12,14 @@ from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
 COLUMNS = ("metric", "value (95 % interval)", "n")
-RESULTS = ("test_accuracy", "test_top5_accuracy", "test_ece", "test_nll")
+RESULTS = (
+    "test_accuracy",
+    "test_top5_accuracy",
+    "test_balanced_accuracy",
+    "test_macro_f1",
+    "test_ece",
+    "test_nll",
+)
 
 
 def finetune_report(run: Path, terminal: Terminal) -> None:

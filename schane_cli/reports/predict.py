@@ -1,13 +1,18 @@
 """The page and the final table of `schane predict`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from schane_cli.reports.html import percent
+import pandas as pd
+
+from schane_cli.metrics.registry import metric
+from schane_cli.reports.pages import Command, data_url, write_page
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
 MOST_ROWS = 20
+COLUMNS = ("class", "images", "share")
 
 
 def predict_report(run: Path, terminal: Terminal) -> None:
@@ -15,12 +20,60 @@ def predict_report(run: Path, terminal: Terminal) -> None:
     folder = RunFolder(run)
     summary = folder.read_summary()
     rows = class_rows(summary)
-    terminal.table(figures_table("predictions", rows[:MOST_ROWS], ("class", "images", "share")))
+    terminal.table(figures_table("predictions", rows[:MOST_ROWS], COLUMNS))
     if len(rows) > MOST_ROWS:
         terminal.say(f"and {len(rows) - MOST_ROWS} classes more")
     for line in sentences(summary):
         terminal.say(line)
+    page = write_page(
+        run,
+        "predict",
+        title=f"{summary['images']:,} images named",
+        columns=COLUMNS,
+        rows=rows,
+        notes=[*sentences(summary), *summary["notes"]],
+        groups=groups(pd.read_parquet(folder.shown_table)),
+        next_steps=next_steps(summary),
+    )
     terminal.say(f"table:  {folder.predictions_table}")
+    terminal.say(f"page:   {page}")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A thumbnail on the page: its address, file, and the confidence in percent."""
+
+    source: str
+    path: str
+    confidence: float
+
+
+def groups(rows: pd.DataFrame) -> list[tuple[str, list[Tile]]]:
+    """(class, its tiles, the surest first), the most frequent class first."""
+    shown = rows[rows.picture.map(len) > 0]
+    order = shown.prediction.value_counts().index
+    return [
+        (
+            name,
+            [
+                Tile(data_url(row.picture, "webp"), row.path, round(100 * row.confidence, 1))
+                for row in shown[shown.prediction == name].itertuples()
+            ],
+        )
+        for name in order
+    ]
+
+
+def next_steps(summary: dict[str, Any]) -> list[Command]:
+    """What to do with predictions."""
+    runs, sources = " ".join(summary["checkpoints"]), " ".join(summary["sources"])
+    return [
+        Command(
+            f"schane predict {runs} {sources} --copy-to sorted/", "copies of the images in a folder for each class"
+        ),
+        Command(f"schane predict {runs} {sources} --min-confidence 0.9", "unsure below a confidence of 90 %"),
+        Command(f"schane embed {runs} --images {sources}", "the same images as a map, with duplicates and outliers"),
+    ]
 
 
 def class_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -49,8 +102,8 @@ def _unsure(summary: dict[str, Any]) -> str:
     text = f"unsure: {summary['unsure']:,} images below confidence {least:g}"
     if "val_kept" not in summary:
         return text
-    text += f"; of val, {percent(summary['val_kept'])} would be named"
+    text += f"; of val, {metric('accuracy').text(summary['val_kept'])} would be named"
     if "val_kept_accuracy" not in summary:
         return text
-    accuracy = percent(summary["val_kept_accuracy"], summary["val_kept_accuracy_ci95"])
+    accuracy = metric("accuracy").text(summary["val_kept_accuracy"], summary["val_kept_accuracy_ci95"])
     return f"{text}, with accuracy {accuracy} of n = {summary['val_kept_n']}"

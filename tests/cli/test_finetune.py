@@ -28,6 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_exactly_the_files_it_promises(finished: Path) -> None:
     files = sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file())
     assert files == [
+        "calibration.json",
         "checkpoints/best.pt",
         "checkpoints/last.pt",
         "confusion.csv",

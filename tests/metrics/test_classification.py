@@ -7,6 +7,7 @@ from scipy.stats import norm, t
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
+    f1_score,
     log_loss,
     roc_auc_score,
     roc_curve,
@@ -251,3 +252,32 @@ def test_the_ece_of_an_over_confident_model_lies_in_its_interval_and_above_a_cal
     assert result.ece.ci95[0] < truth < result.ece.ci95[1]
     assert result.ece_calibrated < result.ece.ci95[0]
     assert abs(result.ece_debiased.value - truth) < 0.02
+
+
+def test_class_means_are_scikit_learns_and_their_intervals_hold_them() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(5, 400, p=[0.6, 0.2, 0.1, 0.07, 0.03])
+    logits = rng.normal(size=(400, 5)) + 1.5 * np.eye(5)[labels]
+    means = metrics.class_means(logits, labels, seed=0)
+    predicted = logits.argmax(1)
+    for ours, theirs in (
+        (means.balanced_accuracy, balanced_accuracy_score(labels, predicted)),
+        (means.macro_f1, f1_score(labels, predicted, average="macro")),
+    ):
+        assert ours.value == pytest.approx(theirs)
+        assert ours.ci95 is not None
+        assert ours.ci95[0] < ours.value < ours.ci95[1]
+        assert ours.n == 400
+
+
+def test_resampling_cells_of_the_confusion_matrix_is_resampling_images() -> None:
+    """The spread over resamples of images drawn one by one, within the noise of a thousand draws."""
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(3), [60, 25, 15])
+    logits = rng.normal(size=(100, 3)) + np.eye(3)[labels]
+    right = logits.argmax(1) == labels
+    draws = rng.integers(0, 100, (1000, 100))
+    recalls = [[right[d][labels[d] == c].mean() for c in range(3) if (labels[d] == c).any()] for d in draws]
+    by_images = np.std([np.mean(one) for one in recalls])
+    low, high = metrics.class_means(logits, labels, seed=0).balanced_accuracy.ci95 or (0, 0)
+    assert (high - low) / 3.92 == pytest.approx(by_images, rel=0.12)

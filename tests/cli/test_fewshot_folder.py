@@ -1,0 +1,67 @@
+"""`schane fewshot --support DIR --query DIR`: one's own few photos, named and judged."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.conftest import run_cli
+
+BACKBONE = ["--backbone", "test_resnet", "--init", "random", "--set", "data.image_size=32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five zeros, four ones and a single two to learn from, and twelve digits to name."""
+    folder, digits = tmp_path_factory.mktemp("own"), load_digits()
+    for name, count in {"0": 5, "1": 4, "2": 1}.items():
+        for number, index in enumerate(np.flatnonzero(digits.target == int(name))[: count + 4]):
+            place = folder / (f"support/{name}" if number < count else "query")
+            place.mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray((digits.images[index] * 15.9).astype(np.uint8)).resize((32, 32))
+            picture.convert("RGB").save(place / f"{name}-{number}.png")
+    return folder
+
+
+def test_photos_are_named_and_what_to_expect_is_said(photos: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    arguments = ("--support", photos / "support", "--query", photos / "query", *BACKBONE, "--out", out)
+    assert run_cli("fewshot", *arguments) == 0
+    said = capsys.readouterr().out
+    assert "10 photos of 3 classes" in said
+    assert "1 photos, alone in their class, could not be tested" in said
+    table = pd.read_csv(out / "predictions.csv", dtype={"prediction": str})
+    assert len(table) == 12
+    assert set(table.prediction) <= {"0", "1", "2"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["support_counted"] == 9
+    assert summary["support_accuracy_ci95"][0] < summary["support_accuracy"] <= summary["support_accuracy_ci95"][1]
+    assert (out / "report.html").is_file()
+
+
+def test_the_support_alone_is_judged(photos: Path, tmp_path: Path, capsys) -> None:
+    assert run_cli("fewshot", "--support", photos / "support", *BACKBONE, "--json", "--out", tmp_path / "o") == 0
+    assert json.loads(capsys.readouterr().out)["support_n"] == 10
+
+
+def test_what_cannot_be_done_is_one_sentence(photos: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    (tmp_path / "one" / "cat" / "a.png").write_bytes((photos / "query" / "0-5.png").read_bytes())
+    (tmp_path / "same").mkdir()
+    (tmp_path / "same" / "b.png").write_bytes((photos / "support" / "0" / "0-0.png").read_bytes())
+    support = ("--support", photos / "support")
+    for arguments, said in (
+        (("--support", tmp_path / "one"), "at least two class folders"),
+        (("--query", photos / "query"), "--query goes with --support"),
+        ((*support, "--query", photos / "support"), "is among the support"),
+        ((*support, "--query", tmp_path / "same"), "is among the support"),
+        ((*support, "--query", tmp_path / "nothing"), "does not exist"),
+        ((*support, "--protocol", "rfs"), "alone"),
+    ):
+        assert run_cli("fewshot", *arguments, *BACKBONE, "--out", tmp_path / "o") == 2
+        assert said in capsys.readouterr().err, said
+        assert not (tmp_path / "o").exists()
