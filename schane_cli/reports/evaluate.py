@@ -127,8 +127,8 @@ _OOD_COLUMNS = ("out-of-distribution set", "score", METRICS["auroc"].heading, ME
 
 
 RESULTS = (
-    "accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1", "ece", "ece_debiased", "ece_calibrated", "nll", "brier",
-    "ece_scaled", "ece_debiased_scaled", "nll_scaled",
+    "accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1", "ece", "ece_debiased", "ece_calibrated", "nll",
+    "brier", "ece_scaled", "ece_debiased_scaled", "nll_scaled",
 )  # fmt: skip
 
 
