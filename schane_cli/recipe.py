@@ -105,6 +105,9 @@ class TrainRecipe(_Section):
     """The optimisation. Defaults follow the release, with the learning rate scaled to a batch of 128 images."""
 
     epochs: int = Field(50, ge=0, description="passes over the training images; 0: weights as they are, in few-shot")
+    seen_images: int | None = Field(
+        None, ge=1, description="set epochs (5 to 50) so that about so many images are seen; the batch fits the folder"
+    )
     batch_size: int = Field(128, ge=1, description="images per step over all processes, before views")
     optimizer: str = Field("adamw", description="any optimizer of timm's factory")
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
@@ -483,16 +486,26 @@ def resolve_recipe(
     """The recipe of a command and one line for each value that differs from the file it came from.
 
     With neither `recipe` nor `dataset` it is the embedded `default`; a dataset alone starts from the recipe of its
-    own name where there is one, else from the field defaults.
+    own name where there is one, a source of one's own (`folder:PATH` and its like) from `photos`, and any other dataset
+    from the field defaults. Epochs that are given take the place of those that `train.seen_images` would choose.
     """
-    name = recipe or (default if dataset is None else dataset if dataset in recipe_names() else None)
+    name = recipe or (default if dataset is None else _recipe_of(dataset))
     tree = read_recipe(find_recipe(name)) if name else {}
     base = build_recipe(tree)
     merged = dict(overrides)
     if dataset is not None:
         merged["data.dataset"] = dataset
+    if "train.epochs" in overrides:
+        merged.setdefault("train.seen_images", None)
     final = build_recipe(tree, merged)
     return final, differences(base, final, label=f"recipe {name}" if name else "default")
+
+
+def _recipe_of(dataset: str) -> str | None:
+    """The recipe that a dataset starts from: its own, or `photos` for a source of the user's; None: the defaults."""
+    if dataset in recipe_names():
+        return dataset
+    return "photos" if re.match(r"(folder|csv|hfds|wds)[:/]", dataset) else None
 
 
 def differences(base: Recipe, final: Recipe, *, label: str) -> list[str]:

@@ -111,9 +111,17 @@ def test_flags_win_over_the_file_and_what_changed_is_told() -> None:
     assert changed == ["loss.temperature 0.3 (recipe digits 0.5)"]
 
 
-def test_a_dataset_without_a_recipe_of_its_own_starts_from_the_defaults() -> None:
+def test_a_source_of_one_s_own_starts_from_the_recipe_photos() -> None:
     recipe, _ = resolve_recipe(recipe=None, dataset="folder:/x", overrides={})
-    assert recipe == build_recipe({}, {"data.dataset": "folder:/x"})
+    assert recipe == build_recipe(read_recipe(find_recipe("photos")), {"data.dataset": "folder:/x"})
+    assert recipe.train.seen_images is not None
+    given, _ = resolve_recipe(recipe=None, dataset="csv:/x.csv", overrides={"train.epochs": 3})
+    assert (given.train.epochs, given.train.seen_images) == (3, None)
+
+
+def test_a_dataset_without_a_recipe_of_its_own_starts_from_the_defaults() -> None:
+    recipe, _ = resolve_recipe(recipe=None, dataset="mine", overrides={})
+    assert recipe == build_recipe({}, {"data.dataset": "mine"})
 
 
 def test_the_loss_has_the_same_defaults_in_the_recipe_and_in_the_library() -> None:

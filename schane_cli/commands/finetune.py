@@ -19,6 +19,7 @@ from schane_cli.run import RESULTS, RunFolder, new_run_path, recipe_label
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted
 from schane_cli.training.job import announce, describe, prepare, train
+from schane_cli.training.sizing import estimated_seconds, in_words, sized
 
 
 def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Path | None = None) -> dict[str, Any]:
@@ -31,11 +32,14 @@ def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Pa
     started = time.perf_counter()
     refuse_no_epochs(recipe)
     splits = load_splits(recipe.data)
+    recipe = sized(recipe, len(splits.train)) if resume is None else recipe
     others = {"test": splits.test}
     job = prepare(
         recipe, splits.train, splits.val, "finetune", out=out, terminal=terminal, resume=resume, others=others
     )
     announce(job, splits.notes, splits.test)
+    if recipe.train.seen_images is not None and resume is None:
+        terminal.say(f"estimate  {recipe.train.epochs} epochs, about {in_words(estimated_seconds(job))}")
     outcome = train(job, resume is not None)
     best = load_checkpoint(job.run.path)
     test = score(best, splits.test, device=job.device, terminal=terminal)

@@ -26,6 +26,8 @@ FROZEN = {
     "fewshot": f"{TRAINING} --ways --shots --queries --episodes --classifier --device --set",
     "eval": "--data-root --device",
     "embed": "--dataset --data-root --device",
+    "predict": "--data-root --device --set",
+    "review": "--data-root --device --set",
     "study": "--data-root --init --device",
     "doctor": "--backbone --device",
 }
