@@ -44,6 +44,8 @@ class RunFolder:
         self.predictions_table = path / "predictions.csv"
         self.points_table = path / "points.csv"
         self.comparison_table = path / "compare.csv"
+        self.compared_runs = path / "runs.json"
+        self.thumbnails = path / "thumbnails.webp"
         self.mistakes_table = path / "mistakes.parquet"
         self.episodes_table = path / "episodes.parquet"
         self.calibration_file = path / "calibration.json"

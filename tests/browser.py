@@ -47,7 +47,9 @@ def open_browser(profile: Path) -> Iterator[Any]:
 
 
 def open_page(browser: Any, page: Path) -> None:
-    """Open a page as on a fresh screen; what the logs held before it is dropped."""
+    """Open a page as on a fresh light screen; what the logs held before it is dropped."""
+    set_media(browser, "")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.get("about:blank")
     for kind in ("browser", "performance"):
         browser.get_log(kind)
@@ -66,3 +68,15 @@ def is_quiet_and_alone(browser: Any) -> None:
     asked = requested(browser)
     assert [url for url in asked if not url.startswith(("data:", "blob:", "file:", "chrome:"))] == []
     assert sum(url.startswith("file:") for url in asked) == 1
+
+
+def set_media(browser: Any, media: str, *, dark: bool = False) -> None:
+    """Show the page as on a screen or in print, light or dark."""
+    features = [{"name": "prefers-color-scheme", "value": "dark"}] if dark else []
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+
+
+def phone(browser: Any) -> None:
+    """A screen of 390 by 844 CSS pixels."""
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

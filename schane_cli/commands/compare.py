@@ -3,7 +3,7 @@
 import glob
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +248,32 @@ def shared_metrics(runs: Iterable[Run]) -> list[str]:
     every = list(runs)
     names = [name for name in every[0].values if all(np.isfinite(run.values.get(name, np.nan)) for run in every)]
     return sorted(names, key=lambda name: registered(name).kind == "cost")
+
+
+def blocks_as_json(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """The runs of each block, for a comparison that is made again without their folders."""
+    return [
+        {
+            "title": block.title,
+            "metric": block.metric,
+            "baseline": block.differences[0].baseline if block.differences else None,
+            "runs": [asdict(run) for group in block.groups for run in group.runs.values()],
+        }
+        for block in blocks
+    ]
+
+
+def read_blocks(content: Iterable[Mapping[str, Any]]) -> list[Block]:
+    """The blocks that blocks_as_json wrote; only a comparison by episodes reads them from the runs' folders anew."""
+    blocks = []
+    for one in content:
+        runs = [Run(**{**run, "values": _without_none(run["values"])}) for run in one["runs"]]
+        blocks.append(_block(runs, one["metric"], one["baseline"], True, one["title"]))
+    return blocks
+
+
+def _without_none(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _block_title(members: Sequence[Run], by_train: Mapping[Any, Any]) -> str:

@@ -8,11 +8,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from schane_cli.commands.compare import Block, Difference, Group, as_json, shared_metrics
+from schane_cli.commands.compare import (
+    Block,
+    Difference,
+    Group,
+    as_json,
+    blocks_as_json,
+    read_blocks,
+    shared_metrics,
+)
+from schane_cli.errors import BadRequest
 from schane_cli.metrics.registry import metric as registered
 from schane_cli.reports import plots
 from schane_cli.reports.pages import drawn, write_page
-from schane_cli.run import RunFolder
+from schane_cli.run import RunFolder, read_json, write_json
 from schane_cli.terminal import Terminal, figures_table
 
 NOTE = (
@@ -41,6 +50,7 @@ def write_comparison(blocks: Sequence[Block], notes: Sequence[str], folder: Path
     run.comparison_table.with_suffix(".md").write_text(markdown(blocks))
     run.comparison_table.with_suffix(".tex").write_text(latex(blocks))
     title = f"{blocks[0].meaning.label} by {', '.join(dict.fromkeys(block.title.split(',')[0] for block in blocks))}"
+    write_json(run.compared_runs, {"blocks": blocks_as_json(blocks), "notes": list(notes)})
     summary = {**as_json(blocks, notes), "run": str(folder)}
     run.finish(summary)
     overview = drawn(
@@ -62,6 +72,19 @@ def write_comparison(blocks: Sequence[Block], notes: Sequence[str], folder: Path
         terminal.say(note)
     terminal.say(f"report: {page} (also compare.csv, compare.md, compare.tex)")
     return summary
+
+
+def compare_report(folder: Path, terminal: Terminal) -> None:
+    """All files of a comparison again, from its folder alone.
+
+    Raises:
+        BadRequest: a folder of 0.1.0, which did not keep what the runs had reached.
+    """
+    file = RunFolder(folder).compared_runs
+    if not file.is_file():
+        raise BadRequest(f"{folder} was written by an older version and has no {file.name}; run schane compare again")
+    content = read_json(file)
+    write_comparison(read_blocks(content["blocks"]), content["notes"], folder, terminal)
 
 
 def show(block: Block, terminal: Terminal) -> None:

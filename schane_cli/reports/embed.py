@@ -10,6 +10,7 @@ from plotly.offline import get_plotlyjs
 from rich.table import Table
 
 from schane_cli.commands.embed import Embedded, View
+from schane_cli.commands.embed_again import read_embedded
 from schane_cli.metrics.embedding import PairedDifference
 from schane_cli.metrics.intervals import Estimate
 from schane_cli.metrics.registry import Metric, metric
@@ -17,7 +18,7 @@ from schane_cli.reports import plots
 from schane_cli.reports.embed_examples import examples
 from schane_cli.reports.embed_page import Charts, charts, page_data
 from schane_cli.reports.pages import Picture, data_url, write_page
-from schane_cli.reports.thumbnails import Sheet, sheet
+from schane_cli.reports.thumbnails import Sheet, read_sheet, sheet
 from schane_cli.terminal import Task, Terminal, figures_table
 
 # The metrics that the terminal shows; the page has them all.
@@ -45,6 +46,19 @@ def embed_report(embedded: Embedded, terminal: Terminal) -> None:
     """Draw the pictures, write report.html, and show the main metrics."""
     with terminal.task("thumbnails", len(embedded.images), "img") as task:
         thumbnails = sheet(embedded.images, task.advance)
+    embedded.run.thumbnails.write_bytes(thumbnails.webp)
+    _write(embedded, thumbnails, terminal)
+
+
+def embed_report_again(run: Path, terminal: Terminal) -> None:
+    """The same from the run folder alone."""
+    embedded = read_embedded(run, terminal)
+    file = embedded.run.thumbnails
+    thumbnails = read_sheet(file, len(embedded.images)) if file.is_file() else sheet(embedded.images)
+    _write(embedded, thumbnails, terminal)
+
+
+def _write(embedded: Embedded, thumbnails: Sheet, terminal: Terminal) -> None:
     found = charts(embedded)
     suffixes = ("png", *embedded.options.figure_formats)
     with terminal.task("drawing", 5 * len(suffixes), "figure") as task:
@@ -93,7 +107,7 @@ def write_embed_page(embedded: Embedded, found: Charts, thumbnails: Sheet) -> Pa
         picture_note=picture_note(embedded),
         differences=[_differences(embedded, i) for i in range(len(embedded.differences))],
         metrics=_metrics_table(embedded),
-        charts=_chart_places(names),
+        charts=_chart_places(names, len(embedded.images)),
         charts_note=CHARTS_NOTE,
         examples=examples(embedded, thumbnails),
         checkpoints=(CHECKPOINT_COLUMNS, [_checkpoint_row(view) for view in embedded.views]),
@@ -141,7 +155,7 @@ def picture_note(embedded: Embedded) -> str:
     )
 
 
-def _chart_places(names: Sequence[str]) -> list[dict[str, str]]:
+def _chart_places(names: Sequence[str], n: int) -> list[dict[str, str]]:
     """Places for cosine histograms, heat maps and spectrum, those of a kind beside one another."""
     places = []
     for kind, css, heading in (
@@ -150,8 +164,8 @@ def _chart_places(names: Sequence[str]) -> list[dict[str, str]]:
     ):
         for i, name in enumerate(names):
             suffix = f", {name}" if len(names) > 1 else ""
-            places.append({"heading": heading + suffix, "place": f"{kind}-{i}", "kind": css})
-    return [*places, {"heading": "spectrum", "place": "spectrum", "kind": "chart"}]
+            places.append({"heading": f"{heading}{suffix}, n = {n:,} images", "place": f"{kind}-{i}", "kind": css})
+    return [*places, {"heading": f"spectrum, n = {n:,} images", "place": "spectrum", "kind": "chart"}]
 
 
 def _checkpoint_row(view: View) -> tuple[Any, ...]:

@@ -73,13 +73,14 @@ def next_steps(run: Path) -> list[Command]:
 def seeds_report(run: Path, terminal: Terminal) -> None:
     """Final table and page of a run over several seeds, and the page of each."""
     summary = RunFolder(run).read_summary()
-    for folder in summary["runs"]:
-        finetune_report(Path(folder), Terminal(quiet=True))
+    folders = [run / Path(folder).name for folder in summary["runs"]]
+    for folder in folders:
+        finetune_report(folder, Terminal(quiet=True))
     n_seeds, n = len(summary["seeds"]), summary["test_n"]
     accuracy = metric("test_accuracy")
     rows: list[tuple[Any, str, str]] = [
-        (Link(f"seed {seed}", f"{Path(folder).name}/report.html"), accuracy.text(value), str(n))
-        for seed, value, folder in zip(summary["seeds"], summary["test_accuracy_by_seed"], summary["runs"], strict=True)
+        (Link(f"seed {seed}", f"{folder.name}/report.html"), accuracy.text(value), str(n))
+        for seed, value, folder in zip(summary["seeds"], summary["test_accuracy_by_seed"], folders, strict=True)
     ]
     rows.append(("mean over seeds", summary_text(summary, "test_accuracy"), f"{n_seeds} seeds"))
     title = f"{summary['dataset']}, {summary['backbone']}, {summary['loss']}, {n_seeds} seeds"

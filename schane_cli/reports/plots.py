@@ -4,7 +4,9 @@ Every picture says how many images (or pairs, episodes, seeds) it shows, and the
 checkpoints come from outside: they are drawn as they are, without mathematics, and shortened where they are long.
 """
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
@@ -13,10 +15,21 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 
 from schane_cli.terminal import visible
 
+# Letters that DejaVu lacks come from the first of these that is installed.
+FALLBACK_FONTS = (
+    "Noto Sans CJK JP",
+    "Noto Sans",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Arial Unicode MS",
+)
 STYLE: dict[Any, Any] = {
+    "font.family": ["DejaVu Sans", *sorted({*FALLBACK_FONTS} & {*get_font_names()}, key=FALLBACK_FONTS.index)],
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -45,15 +58,25 @@ CLASS_COLORS = (
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure as its suffix says (png, pdf, svg)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight")
+    with _boxes_for_unknown_letters():
+        figure.savefig(path, bbox_inches="tight")
     return path
 
 
 def png(figure: Figure) -> bytes:
     """The figure as the bytes of a PNG."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
+    with _boxes_for_unknown_letters():
+        figure.savefig(buffer, format="png", bbox_inches="tight")
     return buffer.getvalue()
+
+
+@contextmanager
+def _boxes_for_unknown_letters() -> Iterator[None]:
+    """A letter that no installed font has is drawn as a box, and matplotlib does not warn of each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def short(name: str, most: int = 24) -> str:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,12 @@ def sheet(images: ImageSet, advance: Callable[[], None] = lambda: None) -> Sheet
         canvas.paste(image, (column * side + (side - size[0]) // 2, row * side + (side - size[1]) // 2))
         advance()
     return Sheet(_compressed(canvas, lossless=side <= SMALL), side, columns)
+
+
+def read_sheet(path: Path, n: int) -> Sheet:
+    """The sheet of n thumbnails whose picture was saved at `path`."""
+    content, columns = path.read_bytes(), int(np.ceil(np.sqrt(n)))
+    return Sheet(content, Image.open(io.BytesIO(content)).width // columns, columns)
 
 
 def _compressed(canvas: Image.Image, lossless: bool) -> bytes:

@@ -288,8 +288,7 @@ class Trainer:
     def _report(self, task: Task, figures: dict[str, float], step_seconds: float) -> None:
         rate = self.images_done / max(self.seconds + step_seconds, 1e-9)
         wait = self._wait_percent(step_seconds)
-        parts = f"con {figures['contrastive']:.3f} ce {figures['cross_entropy']:.3f}"
-        task.advance(1, f"{rate:.0f} img/s wait {wait:.0f}% {parts} val {max(self.best['val_accuracy'], 0):.1%}")
+        task.advance(1, *self._details(figures), f"{rate:.0f} img/s", f"wait {wait:.0f}%")
         every = min(LOG_EVERY_STEPS, max(1, self.sampler.total_steps // FEWEST_POINTS))
         if rank() == 0 and (self.step % every == 0 or self.step == 1):
             self._log(
@@ -303,6 +302,13 @@ class Trainer:
                 gpu_memory_bytes=torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None,
                 **figures,
             )
+
+    def _details(self, figures: dict[str, float]) -> list[str]:
+        """What the bar shows of the training: the best val accuracy once there is one, and the terms of the loss."""
+        details = [f"val {self.best['val_accuracy']:.1%}"] if self.best["epoch"] >= 0 else []
+        if self.recipe.loss.name != "ce":
+            details.append(f"con {figures['contrastive']:.3f}")
+        return [*details, f"ce {figures['cross_entropy']:.3f}"]
 
     def _log(self, event: str, **values: Any) -> None:
         """To metrics.jsonl, and from there to the trackers."""

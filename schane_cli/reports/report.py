@@ -1,0 +1,42 @@
+"""The page of any finished run made again, from nothing but its folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from schane_cli.errors import BadRequest
+from schane_cli.reports.compare import compare_report
+from schane_cli.reports.embed import embed_report_again
+from schane_cli.reports.evaluate import eval_report
+from schane_cli.reports.fewshot import fewshot_report
+from schane_cli.reports.finetune import finetune_report, seeds_report
+from schane_cli.reports.study import study_report
+from schane_cli.run import RunFolder
+from schane_cli.terminal import Terminal
+
+Report = Callable[[Path, Terminal], Any]
+
+
+def report(run: Path, terminal: Terminal) -> Path:
+    """Draw the pictures and write the page of a finished run again; returns the page.
+
+    Raises:
+        BadRequest: no finished run is there, or it is of a kind that has no page.
+    """
+    folder = RunFolder(run)
+    if not folder.finished:
+        raise BadRequest(f"no finished run at {run}: it has no {folder.summary_file.name}")
+    summary = folder.read_summary()
+    kinds: dict[str, Report] = {
+        "finetune": seeds_report if "seeds" in summary else finetune_report,
+        "fewshot": fewshot_report,
+        "eval": eval_report,
+        "embed": embed_report_again,
+        "compare": compare_report,
+        "study": study_report,
+    }
+    kind = str(summary.get("command", ""))
+    if kind not in kinds:
+        raise BadRequest(f"the run at {run} is of kind {kind!r}, which has no page; there are {', '.join(kinds)}")
+    kinds[kind](run, terminal)
+    return folder.page
