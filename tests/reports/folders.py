@@ -26,9 +26,9 @@ def finetune_run(
     class_names: Sequence[str] = HOSTILE,
     *,
     seed: int = 0,
-    tables: bool = True,
     recipe: Mapping[str, Any] | None = None,
     accuracy: float = 0.8,
+    tables: bool = True,
 ) -> Path:
     """A finished fine-tuning run; without `tables` as 0.1.0 wrote it."""
     run = RunFolder(path)

@@ -184,11 +184,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def test_a_table_sorts_by_keyboard_and_says_so(results: Path, browser: Any) -> None:
     open_page(browser, results / "finetune" / "several" / "report.html")
     button = browser.find_element("css selector", "th:nth-child(2) button")
-    cells = "return [...document.querySelectorAll('td:nth-child(2)')].map(cell => cell.textContent.split(' ')[0])"
+    cells = (
+        "return [...document.querySelector('table').tBodies[0].rows].map(row => parseFloat(row.cells[1].textContent))"
+    )
     orders = []
     for order in ("descending", "ascending"):
         button.send_keys("\n")
-        orders.append([float(cell) for cell in browser.execute_script(cells)])
+        orders.append(browser.execute_script(cells))
         assert button.find_element("xpath", "..").get_attribute("aria-sort") == order
     assert orders[0] == sorted(orders[0], reverse=True)
     assert orders[1] == sorted(orders[1])
