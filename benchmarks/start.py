@@ -70,9 +70,9 @@ class Case:
     recipe: str
     rates: tuple[float, ...]
     values: dict[str, Any]
-    few_shot: bool = False
-
     subset: tuple[int, int, int] | None = None  # of CIFAR-100: every k-th class, train and val images of each
+    few_shot: bool = False
+    seeds: tuple[int, ...] = SEEDS
 
     def rate_arm(self, arm: Arm) -> Arm:
         """The arm whose learning rate `arm` takes over: cross-entropy's of the same statistics."""
@@ -91,11 +91,12 @@ ARMS = (
 
 
 def cases(arguments: argparse.Namespace) -> list[Case]:
-    """The four settings."""
+    """The settings, the last with more images and steps than the others."""
     shared: dict[str, Any] = {"data.root": str(arguments.data_root), "data.workers": 0, "device": "cpu"}
     weights = {**shared, "model.weights": str(arguments.init), "train.warmup_epochs": 1}
     twenty = {"data.image_size": 48, "train.epochs": 4, "train.batch_size": 50}
     base = {"data.image_size": 48, "data.train_per_class": 10, "train.epochs": 2, "train.batch_size": 64}
+    longer = {"data.image_size": 48, "train.epochs": 5, "train.batch_size": 100}
     flowers = {"data.dataset": f"folder:{arguments.photos / 'flowers'}", "data.image_size": 64}
     flowers |= {"data.val_fraction": 0.4, "data.train_per_class": 40, "train.epochs": 3, "train.batch_size": 25}
     scratch = {**shared, "train.ema_decay": None, "train.batch_size": 50, "train.warmup_epochs": 2}
@@ -106,6 +107,9 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
         Case("cifarfs", "cifarfs_small", low, {**weights, **base}, few_shot=True),
         Case("flowers", "cifar100_small", low, {**weights, **flowers}),
         Case("digits", "digits", high, {**scratch, **digits}),
+        Case(
+            "cifar100, 150 steps", "cifar100_small", (1e-3, 2e-3), {**weights, **longer}, (1, 30, 10), seeds=(0, 1, 2)
+        ),
     ]
 
 
@@ -251,12 +255,14 @@ def plan(lines: list[dict[str, Any]], all_cases: list[Case]) -> Iterator[tuple[C
     """
     for arms in (ARMS[:2], ARMS[2:]):
         for case in all_cases:
+            if case.seeds != SEEDS and arms != ARMS[:2]:
+                continue  # the long one answers one question
             for arm in (arm for arm in arms if case.rate_arm(arm) == arm):
                 share = 0.5 if arm.frozen else 1.0  # frozen statistics want lower rates: 7 % at 0.002, at first try
                 yield from ((case, arm, share * rate, GRID_SEED) for rate in case.rates)
         for seed in SEEDS:
-            for case in all_cases:
-                for arm in arms:
+            for case in (case for case in all_cases if seed in case.seeds):
+                for arm in arms if case.seeds == SEEDS or arms == ARMS[:2] else ():
                     kinds = ("frozen",) if arm.frozen else STATISTICS
                     for rate in sorted({best_rate(lines, case, arm, kind) for kind in kinds}):
                         yield case, arm, rate, seed

@@ -14,6 +14,7 @@ from torch import nn
 
 from schane_cli.models.model import Outputs
 from schane_cli.training.objective import LossParts, Objective
+from schane_cli.training.random_state import RandomState, random_state, set_random_state
 
 Forward = Callable[[torch.Tensor], Outputs]
 
@@ -83,7 +84,7 @@ def cached_backward(
     gradients = torch.autograd.grad(parts.total, [projection, logits], allow_unused=True, materialize_grads=True)
     shares = list(zip(*(gradient.split(chunk_rows) for gradient in gradients), strict=True))
     for number, (chunk, state, share) in enumerate(zip(chunks, states, shares, strict=True)):
-        _set_random_state(state, device)
+        set_random_state(state, device)
         if number < len(chunks) - 1:
             with unsynchronised():
                 _send(forward(chunk), share)
@@ -122,14 +123,14 @@ def _embed_all(
     model: nn.Module,
     device: torch.device,
     unsynchronised: Callable[[], AbstractContextManager],
-) -> tuple[list[torch.Tensor], list[Outputs]]:
+) -> tuple[list[RandomState], list[Outputs]]:
     """Random state before, and outputs of, each chunk. Buffers (running statistics) end as they began: the second
     pass updates them."""
     buffers = [buffer.clone() for buffer in model.buffers()]
     states, outputs = [], []
     with torch.no_grad(), unsynchronised():
         for chunk in chunks:
-            states.append(_random_state(device))
+            states.append(random_state(device))
             outputs.append(forward(chunk))
         for buffer, saved in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(saved)
@@ -144,14 +145,3 @@ def _send(outputs: Outputs, share: tuple[torch.Tensor, ...]) -> None:
         if output.requires_grad
     ]
     torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
-
-
-def _random_state(device: torch.device) -> torch.Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(state: torch.Tensor, device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)

@@ -14,6 +14,7 @@ from schane_cli.models.checkpoint import restore
 from schane_cli.models.model import SchaneModel
 from schane_cli.models.sharding import split_optimizer_state, whole
 from schane_cli.training.objective import Objective
+from schane_cli.training.random_state import random_state, set_random_state
 
 
 @dataclass
@@ -29,10 +30,10 @@ class Parts:
 
 def collect(parts: Parts) -> dict[str, Any]:
     """Optimiser, EMA, objective (its memory) and the random state of every process; called by all of them."""
-    states: list[Any] = [_random_states(parts.device)]
+    states: list[Any] = [random_state(parts.device)]
     if world_size() > 1:
         states = [None] * world_size()
-        dist.all_gather_object(states, _random_states(parts.device))
+        dist.all_gather_object(states, random_state(parts.device))
     return {
         "optimizer": whole(parts.optimizer.state_dict()),
         "ema": parts.ema.module.state_dict() if parts.ema is not None else None,
@@ -55,17 +56,4 @@ def put_back(parts: Parts, content: dict[str, Any], path: Path) -> None:
     if parts.ema is not None:
         parts.ema.module.load_state_dict(training["ema"])
     parts.objective.load_state_dict(training["objective"])
-    _set_random_states(training["random"][rank()], parts.device)
-
-
-def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+    set_random_state(training["random"][rank()], parts.device)
