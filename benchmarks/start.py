@@ -34,17 +34,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from schane_cli.cli import keep_freed_memory
 from schane_cli.datasets.load import load_fewshot_splits, load_splits
-from schane_cli.features.extract import extract
+from schane_cli.features.extract import extract, normalise
 from schane_cli.fewshot.episodes import draw_episodes
 from schane_cli.fewshot.scores import evaluate_episodes
 from schane_cli.images.imageset import ImageSet
+from schane_cli.images.loader import eval_loader
+from schane_cli.images.preprocessing import eval_transform
 from schane_cli.metrics.intervals import paired_comparison, t_interval
 from schane_cli.models.model import SchaneModel, backbone_name
 from schane_cli.recipe import Recipe, build_recipe, find_recipe, read_recipe
 from schane_cli.run import _cpu_name
 from schane_cli.terminal import Terminal
 from schane_cli.training.job import prepare
-from schane_cli.training.trainer import Trainer
+from schane_cli.training.trainer import Job, Trainer
 
 GRID_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
 SLOW = 0.01
@@ -180,12 +182,35 @@ class SlowStatistics:
             layer.running_var.copy_(variance)  # type: ignore[union-attr, operator]
 
 
+@torch.no_grad()
+def reestimate(model: SchaneModel, job: Job) -> None:
+    """Replace the running statistics by the mean of those of batches of training images without augmentation.
+
+    All layers are in eval mode but BatchNorm. The model ends in eval mode.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    model.eval()
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.train().reset_running_stats()
+        layer.momentum = None  # the mean over batches
+    order = np.random.default_rng(job.recipe.seed).permutation(len(job.train))
+    batch_size = job.recipe.train.batch_size * job.recipe.augment.views
+    order = order[: len(order) // batch_size * batch_size]
+    loader = eval_loader(job.train, eval_transform(job.spec), batch_size=batch_size, workers=0, indices=order)
+    for pixels, _, _ in loader:
+        model(normalise(pixels, job.spec, job.device))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    model.eval()
+
+
 def scores(trainer: Trainer, slow: SlowStatistics | None, arm: Arm, case: Case) -> dict[str, dict[str, float]]:
     """What val says of the trained weights by each kind of statistics (of frozen ones there is one)."""
     model = trainer.model
     result = {"frozen" if arm.frozen else "running": score(trainer, model, case)}
     if not arm.frozen:
-        trainer._reestimate(model)
+        reestimate(model, trainer.job)
         result["reestimated"] = score(trainer, model, case)
     if slow is not None:
         slow.put()

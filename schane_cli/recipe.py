@@ -122,9 +122,8 @@ class TrainRecipe(_Section):
     )
     classes_per_batch: int | None = Field(None, ge=2, description="draw batches of this many classes, equal shares")
     chunk_size: int | None = Field(None, ge=1, description="images per forward pass; the gradient is the batch's")
-    batchnorm: Literal["auto", "running", "frozen", "slow", "reestimated"] = Field(
-        "auto",
-        description="BatchNorm's statistics: running ones, frozen, slow (momentum 0.01), reestimated on clean images",
+    batchnorm: Literal["auto", "running", "frozen"] = Field(
+        "auto", description="BatchNorm trains by the batch (running) or by the weights' own statistics (frozen)"
     )
     amp: Literal["auto", "bfloat16", "off"] = Field("auto", description="autocast; auto is bfloat16 on CUDA")
     compile: bool = Field(False, description="torch.compile the model")

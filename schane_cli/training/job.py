@@ -14,6 +14,7 @@ from schane_cli.models.model import build_model, input_spec
 from schane_cli.recipe import Recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label, require_space, seed_everything
 from schane_cli.terminal import Terminal
+from schane_cli.training.batchnorm import choice, has_batchnorm
 from schane_cli.training.request import check_request, remarks
 from schane_cli.training.trainer import Job, Outcome, Trainer
 
@@ -82,6 +83,8 @@ def announce(job: Job, notes: list[str], test: ImageSet) -> None:
     say(
         f"backbone  {recipe.model.backbone} ({parameters / 1e6:.2f} M), weights {recipe.model.weights}, on {job.device}"
     )
+    if has_batchnorm(job.model):
+        say(f"          BatchNorm {choice(recipe)} (train.batchnorm)")
     say(f"objective {objective_line(recipe)}")
     for remark in remarks(recipe, job.train, job.model):
         say(f"          {remark}")

@@ -85,8 +85,7 @@ class Trainer:
         freeze(job.model, self.recipe.model.freeze)
         if contrastive_weight(self.recipe.loss) == 0:
             job.model.projection.requires_grad_(False)  # DDP would wait for a gradient that never comes
-        self.batchnorm = batchnorm.choice(self.recipe)
-        batchnorm.apply_choice(job.model, self.batchnorm)
+        job.model.batchnorm_frozen = batchnorm.choice(self.recipe) == "frozen"
         self.model = place(job.model, self.device)
         if settings.sharding == "fsdp":
             shard(self.model, self.model.backbone, self.device)
@@ -320,8 +319,6 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> None:
         """Score val; keep the weights if they are the best so far (accuracy, then lower NLL)."""
         model = self.ema.module if self.ema is not None else self.model
-        if epoch and self.batchnorm == "reestimated":
-            self._reestimate(model)
         accuracy, nll = (self.job.validate or self._validate)(model)
         better = (accuracy, -nll) > (self.best["val_accuracy"], -self.best["val_nll"])
         if better:
@@ -339,19 +336,6 @@ class Trainer:
             val_nll=nll,
             val_n=len(self.job.val),
             best=better,
-        )
-
-    def _reestimate(self, model: SchaneModel) -> None:
-        settings = self.recipe.train
-        batchnorm.reestimate(
-            model,
-            self.job.train,
-            self.job.spec,
-            device=self.device,
-            batch_size=(settings.chunk_size or settings.batch_size) * self.recipe.augment.views,
-            workers=worker_count(self.recipe.data, self.job.train),
-            amp=settings.amp,
-            seed=self.recipe.seed,
         )
 
     def _validate(self, model: SchaneModel) -> tuple[float, float]:
