@@ -554,14 +554,16 @@ _DEFAULT_ROOT = recipe_fields()["data.root"].default
 @data_app.command("ls")
 def data_ls(root: Root = _DEFAULT_ROOT, json: Json = False) -> None:
     """List the datasets known by name, and what of them is on disk."""
-    from schane_cli.datasets.prepare import overview
+    from schane_cli.datasets.prepare import overview, plugin_failures
     from schane_cli.terminal import Terminal, figures_table
 
-    rows = overview(root)
+    rows, failures = overview(root), plugin_failures()
     shown = [(row["name"], f"{row['images']:,}", f"{row['classes']:,}", row["state"]) for row in rows]
     terminal = Terminal(json=json)
     terminal.table(figures_table(f"datasets below {root}", shown, ("name", "images", "classes", "on disk")))
-    terminal.say("also: folder:PATH, csv:FILE, hfds/NAME (Hugging Face), wds/FOLDER (WebDataset)")
+    terminal.say("also: folder:PATH, csv:FILE, hfds:NAME (Hugging Face), wds:PATH (WebDataset shards)")
+    for failure in failures:
+        terminal.say(failure)
     _finish({"root": root, "datasets": rows}, json)
 
 
@@ -601,17 +603,27 @@ def data_prepare(
 
 @data_app.command("check", epilog="Example: schane data check cifar100 --all")
 def data_check(
-    name: Annotated[str, typer.Argument(help="dataset name, folder:PATH, csv:FILE, hfds/NAME or wds/FOLDER")],
+    name: Annotated[str, typer.Argument(help="dataset name, folder:PATH, csv:FILE, hfds:NAME or wds:PATH")],
     root: Root = _DEFAULT_ROOT,
-    decode_all: Annotated[bool, typer.Option("--all", help="decode every image, not 500 a split")] = False,
+    decode_all: Annotated[
+        bool, typer.Option("--all", help="decode every image, not 500 per split of a large set")
+    ] = False,
+    write: Annotated[
+        Path | None, typer.Option("--write", help="CSV for the images to leave out; data.exclude takes it")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="set a key of data, as data.label_column")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Count images and classes, decode a sample, compare splits by content; exit code 1 where something is wrong."""
+    """Count images and classes, decode them, compare splits by content; exit code 1 where something is wrong."""
     from schane_cli.datasets.check import check
+    from schane_cli.recipe import parse_set
     from schane_cli.terminal import Terminal, figures_table
 
     terminal = Terminal(json=json)
-    verdict = check(name, root, terminal, sample=None if decode_all else 500)
+    settings = parse_set(assignments or ())
+    verdict = check(name, root, terminal, sample=None if decode_all else 500, settings=settings)
     columns = ("images", "classes", "smallest_class", "largest_class")
     rows = [(split, *(f"{counts[key]:,}" for key in columns)) for split, counts in verdict.splits.items()]
     terminal.table(figures_table(name, rows, ("split", *(column.replace("_", " ") for column in columns))))
@@ -619,6 +631,9 @@ def data_check(
         terminal.say(text)
     found = f"{len(verdict.problems)} problems" if verdict.problems else "ok"
     terminal.say(f"verdict   {found}; {verdict.decoded:,} images decoded, all compared between splits")
+    if write is not None:
+        verdict.write_bad(write)
+        terminal.say(f"wrote     {write}: {len(verdict.bad):,} images; --set data.exclude={write} leaves them out")
     _finish(verdict.summary(), json)
     if verdict.problems:
         raise typer.Exit(1)

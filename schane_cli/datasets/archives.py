@@ -133,3 +133,12 @@ def _refuse_escape(archive: Path, name: str) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in (path.parts[0] if path.parts else ""):
         raise SchaneError(f"archive {archive} is refused: its member {name!r} would land outside the folder")
+
+
+def verify(path: Path, md5: str, terminal: Terminal) -> None:
+    """Refuse a file whose md5 is not the published one; SchaneError."""
+    actual = md5_of(path, terminal)
+    if actual != md5:
+        raise SchaneError(
+            f"{path} has md5 {actual}, not {md5}: it is incomplete or another version; remove it and run this again"
+        )

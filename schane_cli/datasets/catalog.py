@@ -1,394 +1,73 @@
-"""The datasets by name: what each is, whose it is, where its files come from, what must lie where.
+"""The datasets known by name: those of schane, and those of installed packages."""
 
-Facts only: nothing is read or downloaded here. Counts are images per official split, as the sources state them.
-"""
-
-from dataclasses import dataclass
-from pathlib import Path
-
+from schane_cli import plugins
+from schane_cli.datasets import benchmarks, cifar, imagenet
+from schane_cli.datasets.dataset import DATASETS, Archive, Dataset, class_list, register, require_ready, state
 from schane_cli.errors import BadRequest, nearest
 
+__all__ = [
+    "DATASETS",
+    "Archive",
+    "Dataset",
+    "all_datasets",
+    "class_list",
+    "find_dataset",
+    "known_dataset",
+    "register",
+    "require_ready",
+    "state",
+]
 
-@dataclass(frozen=True)
-class Archive:
-    """A file at its source, its md5, and the entries it leaves in the dataset's folder.
+FAMILIES = (benchmarks, cifar, imagenet)  # importing them registers their datasets
+_plugged: dict[str, Dataset] = {}
 
-    `renames` maps an entry of the archive to the name that readers expect; `below` is the sub-folder of the dataset's
-    folder that it is unpacked in; a `plain` file is kept as it is.
+
+def known_dataset(name: str) -> Dataset | None:
+    """The dataset called `name`, of schane or of an installed package; None where there is none.
+
+    Raises:
+        BadRequest: the package that adds it cannot be imported, or adds something else than a dataset.
     """
-
-    url: str
-    md5: str
-    leaves: tuple[str, ...]
-    below: str = ""
-    renames: tuple[tuple[str, str], ...] = ()
-    plain: bool = False
-
-    @property
-    def file(self) -> str:
-        """Its file name."""
-        return self.url.rpartition("/")[2]
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """One dataset. `layouts` are the ways its files may lie below `<root>/<name>`: glob patterns that all match."""
-
-    name: str
-    title: str
-    licence: str
-    source: str
-    classes: int
-    counts: dict[str, int]
-    splits: str
-    layouts: tuple[tuple[str, ...], ...] = ()
-    archives: tuple[Archive, ...] = ()
-    download: str = ""
-    by_hand: str = ""
-    over: str | None = None  # the dataset whose images it is made of
-    fewshot: bool = False
-
-    def folder(self, root: Path) -> Path:
-        """Where its files lie."""
-        return root.expanduser() / self.name
-
-
-_CALTECH = "https://data.caltech.edu/records"
-_VGG = "https://www.robots.ox.ac.uk/~vgg/data"
-_INAT = "https://ml-inat-competition-datasets.s3.amazonaws.com/2017"
-_PLACES = "http://data.csail.mit.edu/places/places365"
-_RAVI = (
-    "https://raw.githubusercontent.com/twitter-research/meta-learning-lstm/"
-    "0cffa2481619ce643d0951bd637bf05b23ef827a/data/miniImagenet"
-)
-_CARVED = "val is carved out of train by the recipe's rule (data.val_fraction, data.split_seed)"
-_VAL_IS_TEST = f"the official val split is test, whose labels alone are public; {_CARVED}"
-
-_ALL = (
-    Dataset(
-        name="digits",
-        title="scikit-learn digits, 8 x 8",
-        licence="CC BY 4.0 (UCI Optical Recognition of Handwritten Digits)",
-        source="https://archive.ics.uci.edu/dataset/80",
-        classes=10,
-        counts={"all": 1797},
-        splits="no official split: test and val are carved out by the recipe's rule",
-        layouts=((),),
-    ),
-    Dataset(
-        name="cifar100",
-        title="CIFAR-100",
-        licence="none stated by its authors; research use",
-        source="https://www.cs.toronto.edu/~kriz/cifar.html",
-        classes=100,
-        counts={"train": 50_000, "test": 10_000},
-        splits=f"official train and test; {_CARVED}",
-        layouts=(
-            ("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta"),
-            ("train/*", "test/*"),
-            ("**/train-*.parquet", "**/test-*.parquet"),
-        ),
-        archives=(
-            Archive(
-                "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-                "eb9058c3a382ffc7106e4002c42a8d85",
-                ("cifar-100-python",),
-            ),
-        ),
-        download="169 MB",
-        by_hand=(
-            "also read: Hugging Face's parquet files (uoft-cs/cifar100) in data/, or class folders in train/ and test/"
-        ),
-    ),
-    Dataset(
-        name="cub200",
-        title="CUB-200-2011 birds",
-        licence="non-commercial research and education only",
-        source="https://www.vision.caltech.edu/datasets/cub_200_2011/",
-        classes=200,
-        counts={"train": 5_994, "test": 5_794},
-        splits=f"official train_test_split.txt; {_CARVED}; few-shot classes 100/50/50",
-        layouts=(
-            (
-                "CUB_200_2011/images",
-                "CUB_200_2011/images.txt",
-                "CUB_200_2011/classes.txt",
-                "CUB_200_2011/image_class_labels.txt",
-                "CUB_200_2011/train_test_split.txt",
-            ),
-        ),
-        archives=(
-            Archive(
-                f"{_CALTECH}/65de6-vp158/files/CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78", ("CUB_200_2011",)
-            ),
-        ),
-        download="1.2 GB",
-    ),
-    Dataset(
-        name="caltech256",
-        title="Caltech-256",
-        licence="CC BY 4.0",
-        source="https://data.caltech.edu/records/nyy15-4j048",
-        classes=257,
-        counts={"all": 30_607},
-        splits="no official split: test and val are carved out by the recipe's rule; clutter is the 257th class",
-        layouts=(("256_ObjectCategories/*",),),
-        archives=(
-            Archive(
-                f"{_CALTECH}/nyy15-4j048/files/256_ObjectCategories.tar",
-                "67b4f42ca05d46448c6bb8ecd2220f6d",
-                ("256_ObjectCategories",),
-            ),
-        ),
-        download="1.2 GB",
-    ),
-    Dataset(
-        name="flowers102",
-        title="Oxford Flowers-102",
-        licence="none stated by its authors; research use",
-        source="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
-        classes=102,
-        counts={"train": 1_020, "val": 1_020, "test": 6_149},
-        splits="official train, val and test; --set data.train_on=trainval trains on val too, as some papers do",
-        layouts=(("flowers-102/jpg", "flowers-102/imagelabels.mat", "flowers-102/setid.mat"),),
-        archives=(
-            Archive(
-                f"{_VGG}/flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", ("jpg",), below="flowers-102"
-            ),
-            Archive(
-                f"{_VGG}/flowers/102/imagelabels.mat",
-                "e0620be6f572b9609742df49c70aed4d",
-                ("imagelabels.mat",),
-                below="flowers-102",
-                plain=True,
-            ),
-            Archive(
-                f"{_VGG}/flowers/102/setid.mat",
-                "a5357ecc9cb78c4bef273ce3793fc85c",
-                ("setid.mat",),
-                below="flowers-102",
-                plain=True,
-            ),
-        ),
-        download="345 MB",
-    ),
-    Dataset(
-        name="pets",
-        title="Oxford-IIIT Pets",
-        licence="CC BY-SA 4.0",
-        source="https://www.robots.ox.ac.uk/~vgg/data/pets/",
-        classes=37,
-        counts={"train": 3_680, "test": 3_669},
-        splits=f"official trainval and test; {_CARVED}",
-        layouts=(
-            (
-                "oxford-iiit-pet/images",
-                "oxford-iiit-pet/annotations/trainval.txt",
-                "oxford-iiit-pet/annotations/test.txt",
-            ),
-        ),
-        archives=(
-            Archive(
-                f"{_VGG}/pets/data/images.tar.gz",
-                "5c4f3ee8e5d25df40f4fd59a7f44e54c",
-                ("images",),
-                below="oxford-iiit-pet",
-            ),
-            Archive(
-                f"{_VGG}/pets/data/annotations.tar.gz",
-                "95a8c909bbe2e81eed6a22bccdf3f68f",
-                ("annotations",),
-                below="oxford-iiit-pet",
-            ),
-        ),
-        download="811 MB",
-    ),
-    Dataset(
-        name="inat2017",
-        title="iNaturalist 2017",
-        licence="non-commercial research and education only",
-        source="https://github.com/visipedia/inat_comp/tree/master/2017",
-        classes=5_089,
-        counts={"train": 579_184, "test": 95_986},
-        splits=_VAL_IS_TEST,
-        layouts=(("train_val_images", "train2017.json", "val2017.json"),),
-        archives=(
-            Archive(f"{_INAT}/train_val_images.tar.gz", "7c784ea5e424efaec655bd392f87301f", ("train_val_images",)),
-            Archive(
-                f"{_INAT}/train_val2017.zip", "444c835f6459867ad69fcb36478786e7", ("train2017.json", "val2017.json")
-            ),
-        ),
-        download="186 GB",
-    ),
-    Dataset(
-        name="places365",
-        title="Places365-Standard, 256 px",
-        licence="non-commercial research and education only",
-        source="http://places2.csail.mit.edu/",
-        classes=365,
-        counts={"train": 1_803_460, "test": 36_500},
-        splits=_VAL_IS_TEST,
-        layouts=(
-            (
-                "data_256_standard",
-                "val_256",
-                "categories_places365.txt",
-                "places365_train_standard.txt",
-                "places365_val.txt",
-            ),
-        ),
-        archives=(
-            Archive(
-                f"{_PLACES}/filelist_places365-standard.tar",
-                "35a0585fee1fa656440f3ab298f8479c",
-                ("categories_places365.txt", "places365_train_standard.txt", "places365_val.txt"),
-            ),
-            Archive(f"{_PLACES}/val_256.tar", "e27b17d8d44f4af9a78502beb927f808", ("val_256",)),
-            Archive(
-                f"{_PLACES}/train_256_places365standard.tar",
-                "53ca1c756c3d1e7809517cc47c5561c5",
-                ("data_256_standard",),
-                renames=(("data_256", "data_256_standard"),),
-            ),
-        ),
-        download="25 GB",
-    ),
-    Dataset(
-        name="imagenet1k",
-        title="ImageNet-1k (ILSVRC-2012)",
-        licence="non-commercial research and education only, after registration",
-        source="https://image-net.org/download.php",
-        classes=1_000,
-        counts={"train": 1_281_167, "test": 50_000},
-        splits=_VAL_IS_TEST,
-        layouts=(("train/n*", "val/n*"),),
-        by_hand=(
-            "ImageNet wants a signed form: register at https://image-net.org, put ILSVRC2012_img_train.tar, "
-            "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into the folder, then run prepare to unpack them; "
-            "or put class folders n01440764/ ... into train/ and val/; or, with access on Hugging Face, use "
-            "--dataset hfds/ILSVRC/imagenet-1k"
-        ),
-    ),
-    Dataset(
-        name="cifarfs",
-        title="CIFAR-FS (few-shot)",
-        licence="as CIFAR-100",
-        source="https://arxiv.org/abs/1805.08136",
-        classes=100,
-        counts={"train": 38_400, "val": 9_600, "test": 12_000},
-        splits="64 / 16 / 20 classes of 600 images, train and test of CIFAR-100 merged",
-        over="cifar100",
-        fewshot=True,
-    ),
-    Dataset(
-        name="fc100",
-        title="FC100 (few-shot)",
-        licence="as CIFAR-100",
-        source="https://arxiv.org/abs/1805.10123",
-        classes=100,
-        counts={"train": 36_000, "val": 12_000, "test": 12_000},
-        splits="60 / 20 / 20 classes of 600 images by superclass, train and test of CIFAR-100 merged",
-        over="cifar100",
-        fewshot=True,
-    ),
-    Dataset(
-        name="miniimagenet",
-        title="miniImageNet (few-shot)",
-        licence="as ImageNet-1k; the image lists MIT",
-        source="https://github.com/twitter-research/meta-learning-lstm",
-        classes=100,
-        counts={"train": 38_400, "val": 9_600, "test": 12_000},
-        splits="Ravi and Larochelle's lists: 64 / 16 / 20 classes of 600 images of ImageNet-1k train",
-        layouts=(("train.csv", "val.csv", "test.csv"),),
-        archives=(
-            Archive(f"{_RAVI}/train.csv", "9525e1538f67719f18f1936bf8d0782d", ("train.csv",), plain=True),
-            Archive(f"{_RAVI}/val.csv", "ce315ce99b41fbf84fa6acd69315d918", ("val.csv",), plain=True),
-            Archive(f"{_RAVI}/test.csv", "5b89df877c6cbe5d291e43118a2a9591", ("test.csv",), plain=True),
-        ),
-        download="2 MB of lists",
-        by_hand=(
-            "the images are ImageNet's: they are read from imagenet1k/train, or from images/ beside the lists "
-            "where they are named as in them; timm/mini-imagenet is another set"
-        ),
-        over="imagenet1k",
-        fewshot=True,
-    ),
-    Dataset(
-        name="tieredimagenet",
-        title="tieredImageNet (few-shot)",
-        licence="as ImageNet-1k",
-        source="https://arxiv.org/abs/1803.00676",
-        classes=608,
-        counts={"train": 448_695, "val": 124_261, "test": 206_209},
-        splits="351 / 97 / 160 classes of ImageNet-1k train, by superclass",
-        over="imagenet1k",
-        fewshot=True,
-    ),
-)
-
-DATASETS = {dataset.name: dataset for dataset in _ALL}
+    if name in DATASETS or name in _plugged:
+        return DATASETS.get(name) or _plugged[name]
+    if ":" in name or "/" in name:
+        return None
+    try:
+        kind = plugins.load_plugin(plugins.DATASETS, name)
+    except KeyError:
+        return None
+    dataset = kind() if isinstance(kind, type) else kind
+    if not isinstance(dataset, Dataset):
+        raise BadRequest(
+            f"dataset {name!r} comes from an installed package, but {kind!r} is no subclass of "
+            "schane_cli.datasets.catalog.Dataset"
+        )
+    dataset.name = name
+    _plugged[name] = dataset
+    return dataset
 
 
 def find_dataset(name: str) -> Dataset:
     """The dataset called `name`; BadRequest with the nearest name and what else is read otherwise."""
-    if name not in DATASETS:
+    dataset = known_dataset(name)
+    if dataset is None:
+        names = [*DATASETS, *plugins.plugin_names(plugins.DATASETS)]
         raise BadRequest(
-            f"unknown dataset {name!r}{nearest(name, DATASETS)}; known: {', '.join(DATASETS)}, or folder:PATH, "
-            "csv:FILE, hfds/NAME, wds/FOLDER"
+            f"unknown dataset {name!r}{nearest(name, names)}; known: {', '.join(names)}, or folder:PATH, csv:FILE, "
+            "hfds:NAME, wds:PATH"
         )
-    return DATASETS[name]
+    return dataset
 
 
-def class_list(name: str) -> dict[str, tuple[str, ...]]:
-    """The class names of each split, from `class_lists/<name>.txt`: {"train": (...), "val": (...), "test": (...)}."""
-    text = (Path(__file__).parent / "class_lists" / f"{name}.txt").read_text()
-    lists: dict[str, tuple[str, ...]] = {}
-    for line in text.splitlines():
-        if line.startswith("["):
-            lists[(split := line.strip("[]"))] = ()
-        elif line and not line.startswith("#"):
-            lists[split] += tuple(line.split())
-    return lists
-
-
-def matches(folder: Path, pattern: str) -> bool:
-    """Whether something in `folder` matches a glob pattern."""
-    return next(folder.glob(pattern), None) is not None if folder.is_dir() else False
-
-
-def found_layout(dataset: Dataset, root: Path) -> tuple[str, ...] | None:
-    """The first layout whose files are all there, or None."""
-    folder = dataset.folder(root)
-    return next((layout for layout in dataset.layouts if all(matches(folder, part) for part in layout)), None)
-
-
-def state(dataset: Dataset, root: Path) -> str:
-    """`ready`, `missing`, or `incomplete: ...` with what lacks: what is on disk, without reading any image."""
-    if dataset.over is not None:
-        below = state(DATASETS[dataset.over], root)
-        if below != "ready" and not (dataset.folder(root) / "images").is_dir():
-            return f"{dataset.over} is {below}" if below == "missing" else below
-    if not dataset.layouts or found_layout(dataset, root) is not None:
-        return "ready"
-    folder = dataset.folder(root)
-    parts = [str(path.relative_to(folder)) for pattern in ("*.part", "*/*.part") for path in folder.glob(pattern)]
-    lacking = min(
-        ([part for part in layout if not matches(folder, part)] for layout in dataset.layouts),
-        key=len,
-    )
-    if parts:
-        return f"incomplete: {parts[0]} is half downloaded"
-    whole = any(len(lacking) == len(layout) for layout in dataset.layouts)
-    return "missing" if whole else f"incomplete: {', '.join(lacking)} lacking"
-
-
-def require_ready(dataset: Dataset, root: Path) -> None:
-    """Refuse a dataset that is missing or incomplete, saying what to do; BadRequest."""
-    found = state(dataset, root)
-    if found == "ready":
-        return
-    folder = dataset.folder(root)
-    do = f"`schane data prepare {dataset.name} --root {root}` " + ("fetches it" if dataset.archives else "unpacks it")
-    if dataset.over is not None:
-        do = f"see `schane data info {dataset.name}`"
-    raise BadRequest(f"{dataset.title} is {found} in {folder}; {do}, or pass --data-root")
+def all_datasets() -> tuple[list[Dataset], list[str]]:
+    """Every known dataset, and a sentence for each installed package that fails to add one."""
+    datasets, failures = list(DATASETS.values()), []
+    for name in plugins.plugin_names(plugins.DATASETS):
+        if name in DATASETS:
+            failures.append(f"dataset {name!r} of an installed package is not used: schane has one of that name")
+            continue
+        try:
+            datasets.append(find_dataset(name))
+        except BadRequest as error:
+            failures.append(str(error))
+    return datasets, failures

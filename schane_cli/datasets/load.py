@@ -5,8 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from schane_cli.datasets import imagenet
-from schane_cli.datasets.catalog import DATASETS
+from schane_cli.datasets.catalog import Dataset, known_dataset
 from schane_cli.datasets.corrections import corrected
 from schane_cli.datasets.parts import Parts
 from schane_cli.datasets.sources import read_source
@@ -31,7 +30,6 @@ __all__ = [
     "source_parts",
 ]
 
-_CIFAR_SPLIT_IMAGES = 600
 _READ_BY = ("dataset", "root", "image_column", "label_column", "exclude", "relabel", "broken")
 _kept: dict[tuple[Any, ...], Parts] | None = None  # the last source read, inside reading_once
 
@@ -53,7 +51,8 @@ def load_splits(recipe: DataRecipe) -> Splits:
     Raises:
         BadRequest: unknown dataset, files missing, an empty class folder, a corrupt image, a few-shot dataset.
     """
-    if recipe.dataset in DATASETS and DATASETS[recipe.dataset].fewshot:
+    dataset = known_dataset(recipe.dataset)
+    if dataset is not None and dataset.fewshot:
         raise BadRequest(
             f"{recipe.dataset} is a few-shot dataset, whose splits share no class; use `schane fewshot --dataset "
             f"{recipe.dataset}`"
@@ -98,7 +97,8 @@ def _shared_notes(splits: dict[str, ImageSet]) -> list[str]:
 
 def _official(name: str) -> list[str]:
     """A note where our test is the source's val."""
-    is_val = name in DATASETS and DATASETS[name].splits.startswith("the official val")
+    dataset = known_dataset(name)
+    is_val = dataset is not None and dataset.splits.startswith("the official val")
     return ["test: the official val split, whose labels alone are public"] if is_val else []
 
 
@@ -152,16 +152,15 @@ def load_fewshot_splits(recipe: DataRecipe) -> FewshotSplits:
         BadRequest: unknown dataset, files missing, too few classes or images.
     """
     parts = source_parts(recipe)
-    if recipe.dataset not in DATASETS or not DATASETS[recipe.dataset].fewshot:
+    dataset = known_dataset(recipe.dataset)
+    if dataset is None or not dataset.fewshot:
         return fewshot_splits(_split_by_class(recipe.dataset, parts), recipe, parts.notes)
-    warning = imagenet.unlike_ravi(parts) if recipe.dataset == "miniimagenet" else None
-    expected = None if recipe.dataset == "tieredimagenet" else _CIFAR_SPLIT_IMAGES
-    notes = [*parts.notes, *([warning] if warning else [])]
-    return fewshot_splits(parts, recipe, notes, expected=expected)
+    notes = [*parts.notes, *dataset.fewshot_notes(parts)]
+    return fewshot_splits(parts, recipe, notes, expected=dataset.images_per_class)
 
 
 def _split_by_class(name: str, parts: dict[str, ImageSet]) -> dict[str, ImageSet]:
-    """CUB's 100/50/50 (class number odd: train, 2 mod 4: val, 0 mod 4: test); of any other set the two halves."""
+    """The classes of a set without published few-shot classes, parted as its dataset says, else into two halves."""
     first, *others = parts.values()
     whole = first
     for other in others:
@@ -169,8 +168,5 @@ def _split_by_class(name: str, parts: dict[str, ImageSet]) -> dict[str, ImageSet
     count = len(whole.class_names)
     if count < 4:
         raise BadRequest(f"{name} has {count} classes; few-shot needs at least 2 base and 2 novel ones")
-    if name == "cub200":
-        chosen = {"train": range(0, count, 2), "val": range(1, count, 4), "test": range(3, count, 4)}
-    else:
-        chosen = {"train": range(count // 2), "test": range(count // 2, count)}
+    chosen = (known_dataset(name) or Dataset()).class_halves(count)
     return {split: whole.only_classes(list(classes), split) for split, classes in chosen.items()}

@@ -1,23 +1,20 @@
 """`schane data ls | info | prepare`: what each dataset is, what is on disk, and how it gets there."""
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from schane_cli.datasets.archives import beside, download, md5_of, unpack
-from schane_cli.datasets.catalog import DATASETS, Archive, Dataset, find_dataset, state
-from schane_cli.errors import BadRequest, SchaneError
+from schane_cli.datasets.archives import beside, download, unpack, verify
+from schane_cli.datasets.catalog import Archive, Dataset, all_datasets, find_dataset, state
+from schane_cli.datasets.load import listed_parts
+from schane_cli.datasets.sources import KINDS
+from schane_cli.errors import SchaneError
+from schane_cli.recipe import DataRecipe
 from schane_cli.terminal import Terminal
-
-_IMAGENET_FILES = {
-    "train": ("ILSVRC2012_img_train.tar",),
-    "val": ("ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"),
-}
 
 
 def overview(root: Path) -> list[dict[str, Any]]:
-    """One row a dataset: name, title, images, classes, licence, and its state below `root`."""
+    """One row per dataset, also of installed packages: name, title, images, classes, licence, state below `root`."""
     return [
         {
             "name": dataset.name,
@@ -27,12 +24,20 @@ def overview(root: Path) -> list[dict[str, Any]]:
             "licence": dataset.licence,
             "state": state(dataset, root),
         }
-        for dataset in DATASETS.values()
+        for dataset in all_datasets()[0]
     ]
+
+
+def plugin_failures() -> list[str]:
+    """A sentence for each installed package that fails to add its dataset."""
+    return all_datasets()[1]
 
 
 def info(name: str, root: Path) -> dict[str, Any]:
     """All that is known of a dataset: licence, source, counts per split, state on disk, what to download or to do."""
+    kind = name.partition(":")[0].partition("/")[0]
+    if kind in KINDS:
+        return _source_info(kind, name)
     dataset = find_dataset(name)
     return {
         "name": dataset.name,
@@ -49,6 +54,23 @@ def info(name: str, root: Path) -> dict[str, Any]:
         "download": dataset.download,
         "files": [{"url": archive.url, "md5": archive.md5} for archive in dataset.archives],
         "by hand": dataset.by_hand,
+    }
+
+
+def _source_info(kind: str, name: str) -> dict[str, Any]:
+    """What is known of `folder:PATH` and its like: how it is written, and what lies there where a place is named."""
+    known: dict[str, Any] = {"name": name, "title": KINDS[kind], "by hand": f"write {KINDS[kind].partition(',')[0]}"}
+    if name.rstrip(":/") == kind:
+        return known
+    parts = listed_parts(DataRecipe(dataset=name))
+    first = next(iter(parts.values()))
+    counts = {split: len(part) for split, part in parts.items()}
+    return {
+        **known,
+        "classes": len(first.class_names),
+        "counts": counts,
+        "splits": "; ".join(parts.notes) or "as its folders, columns or shards name them",
+        "state": "ready",
     }
 
 
@@ -72,8 +94,7 @@ def prepare(name: str, root: Path, terminal: Terminal) -> str:
             _bring(dataset, archive, root, terminal)
         if dataset.over is not None:
             prepare(dataset.over, root, terminal)
-        if name == "imagenet1k":
-            _unpack_imagenet(dataset, root, terminal)
+        dataset.unpack_by_hand(root, terminal)
     except OSError as error:
         raise SchaneError(f"{dataset.folder(root)} cannot be written: {error.strerror or error}") from None
     finally:
@@ -92,7 +113,7 @@ def _bring(dataset: Dataset, archive: Archive, root: Path, terminal: Terminal) -
         return
     path = folder / archive.file
     if path.exists():
-        _verify(path, archive.md5, terminal)
+        verify(path, archive.md5, terminal)
     else:
         terminal.say(f"downloading {archive.url}")
         download(archive.url, path, archive.md5, terminal)
@@ -120,60 +141,3 @@ def _move_out(work: Path, folder: Path, archive: Archive) -> None:
     for name in archive.leaves:
         if not (folder / name).exists():
             (work / name).rename(folder / name)
-
-
-def _verify(path: Path, md5: str, terminal: Terminal) -> None:
-    found = md5_of(path, terminal)
-    if found != md5:
-        raise SchaneError(
-            f"{path} has md5 {found}, not {md5}: it is incomplete or another version; remove it and run this again"
-        )
-
-
-def _unpack_imagenet(dataset: Dataset, root: Path, terminal: Terminal) -> None:
-    """ILSVRC-2012's archives, put there by hand, into class folders: train is a tar of one tar a class."""
-    folder = dataset.folder(root)
-    for part, files in _IMAGENET_FILES.items():
-        if (folder / part).is_dir():
-            continue
-        lacking = [file for file in files if not (folder / file).is_file()]
-        if lacking:
-            raise BadRequest(f"{folder / lacking[0]} is not there: {dataset.by_hand}")
-        for file in files:
-            _verify(folder / file, _imagenet_md5(file), terminal)
-        with beside(folder) as work:
-            (_unpack_train if part == "train" else _unpack_val)(folder, work, terminal)
-            (work / part).rename(folder / part)
-
-
-def _imagenet_md5(file: str) -> str:
-    from torchvision.datasets.imagenet import ARCHIVE_META
-
-    return dict(ARCHIVE_META.values())[file]
-
-
-def _unpack_train(folder: Path, work: Path, terminal: Terminal) -> None:
-    unpack(folder / "ILSVRC2012_img_train.tar", work / "archives", terminal)
-    archives = sorted((work / "archives").glob("n*.tar"))
-    quiet = Terminal(quiet=True)
-    with terminal.task("unpacking classes", len(archives), unit="classes") as task:
-        for archive in archives:
-            unpack(archive, work / "train" / archive.stem, quiet)
-            archive.unlink()
-            task.advance()
-
-
-def _unpack_val(folder: Path, work: Path, terminal: Terminal) -> None:
-    """The val images in order of name are of the classes that the development kit lists; torchvision reads that."""
-    from torchvision.datasets.imagenet import load_meta_file, parse_devkit_archive
-
-    parse_devkit_archive(str(work), str((folder / "ILSVRC2012_devkit_t12.tar.gz").resolve()))
-    wnids = load_meta_file(str(work))[1]
-    unpack(folder / "ILSVRC2012_img_val.tar", work / "flat", terminal)
-    images = sorted((work / "flat").iterdir())
-    if len(images) != len(wnids):
-        raise SchaneError(f"{folder} has {len(images)} val images and labels for {len(wnids)}")
-    for image, wnid in zip(images, wnids, strict=True):
-        place = work / "val" / wnid
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.move(image, place / image.name)

@@ -3,12 +3,10 @@
 import re
 from pathlib import Path
 
-from schane_cli.datasets import cifar, imagenet
-from schane_cli.datasets.catalog import DATASETS, find_dataset, require_ready
+from schane_cli.datasets.catalog import find_dataset
 from schane_cli.datasets.folders import folder_parts
 from schane_cli.datasets.huggingface import huggingface_parts
 from schane_cli.datasets.parts import Parts
-from schane_cli.datasets.readers import READERS
 from schane_cli.datasets.shards import webdataset_parts
 from schane_cli.datasets.tables import csv_parts
 from schane_cli.errors import BadRequest
@@ -55,7 +53,7 @@ def read_source(recipe: DataRecipe) -> Parts:
     """
     parsed = parse_source(recipe.dataset)
     if parsed is None:
-        return Parts(_read_named(recipe.dataset, recipe.root))
+        return Parts(find_dataset(recipe.dataset).read(recipe.root))
     kind, place = parsed
     if kind == "hfds":
         return huggingface_parts(recipe.dataset, place, recipe)
@@ -63,26 +61,3 @@ def read_source(recipe: DataRecipe) -> Parts:
     if kind == "folder":
         return folder_parts(recipe.dataset, path)
     return (csv_parts if kind == "csv" else webdataset_parts)(recipe.dataset, path, recipe)
-
-
-def _read_named(name: str, root: Path) -> Parts:
-    dataset = find_dataset(name)
-    folder = dataset.folder(root)
-    if name == "cifar100":
-        return Parts(cifar.cifar100(_cifar_folder(root)))
-    require_ready(dataset, root)
-    if not dataset.fewshot:
-        return Parts(READERS[name](folder))
-    if dataset.over == "cifar100":
-        return Parts(cifar.fewshot_parts(_cifar_folder(root), name))
-    below = DATASETS["imagenet1k"].folder(root)
-    return Parts(imagenet.miniimagenet(folder, below) if name == "miniimagenet" else imagenet.tieredimagenet(below))
-
-
-def _cifar_folder(root: Path) -> Path:
-    """`<root>/cifar100`, or the root itself where torchvision has put its archive straight into it."""
-    place = root.expanduser()
-    if (place / "cifar-100-python").is_dir():
-        return place
-    require_ready(DATASETS["cifar100"], root)
-    return DATASETS["cifar100"].folder(root)

@@ -12,6 +12,7 @@ from schane_cli.errors import SchaneError
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.preprocessing import EvalTransform
 from schane_cli.images.transforms import RandomViews, view_keys
+from schane_cli.images.workers import explain_worker_failure, workers_that_fit
 from schane_cli.recipe import AugmentRecipe, DataRecipe
 
 _SMALL_PIXELS = 64 * 64
@@ -190,10 +191,11 @@ def train_loader(
 ) -> DataLoader:
     """Batches (views uint8 (B, V, 3, S, S), labels (B,), indices (B,)) over all steps of the sampler."""
     dataset = TrainViews(images, transform, views=views, seed=sampler.seed)
+    share = -(-sampler.batch_size // sampler.world)
     return _Loader(
         dataset,
         batch_sampler=sampler,
-        num_workers=workers,
+        num_workers=workers_that_fit(dataset, (0, 0), share, workers),
         pin_memory=pin_memory,
         generator=_own_generator(),
         collate_fn=_as_it_is,
@@ -241,14 +243,14 @@ def _ordered(dataset: Dataset, order: Sequence[Any] | np.ndarray, batch_size: in
         dataset,
         batch_size=batch_size,
         sampler=order,
-        num_workers=workers,
+        num_workers=workers_that_fit(dataset, order[0], batch_size, workers) if order else 0,
         generator=_own_generator(),
         collate_fn=_as_it_is,
     )
 
 
 class _Loader(DataLoader):
-    """A DataLoader whose worker processes fail with our one sentence, not with their traceback as its text."""
+    """A DataLoader whose worker processes fail with one sentence of ours, not with their traceback as its text."""
 
     def __iter__(self) -> Any:
         try:
@@ -256,6 +258,11 @@ class _Loader(DataLoader):
         except SchaneError as error:
             last = str(error).rstrip().splitlines()[-1]
             raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from None
+        except (RuntimeError, OSError) as error:
+            explanation = explain_worker_failure(error)
+            if explanation is None:
+                raise
+            raise SchaneError(explanation) from None
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -26,7 +26,7 @@ def in_memory_if_small(part: ImageSet, *, leave_out: bool = False) -> tuple[Imag
     Raises:
         BadRequest: images that cannot be read, unless `leave_out`; it names the first few.
     """
-    small = isinstance(part.images, Files) and len(part) > 0 and _fits(part.images)
+    small = isinstance(part.images, Files) and len(part) > 0 and fits_in_memory(part.images)
     if not small and not leave_out:
         return part, []
     decoded: list[np.ndarray] = []
@@ -72,8 +72,8 @@ def _sentence(reasons: list[str], part: ImageSet) -> str:
     return "; ".join(reasons[:_SHOWN]) + more + advice
 
 
-def _fits(files: Files) -> bool:
-    """An estimate from some of the headers; what decoding then yields has the last word."""
+def fits_in_memory(files: Files) -> bool:
+    """Whether the decoded images take less than IN_MEMORY_BYTES, by some of the headers: an estimate."""
     chosen = np.unique(np.linspace(0, len(files) - 1, min(_PEEK, len(files)), dtype=np.int64))
     sizes = []
     for index in chosen:

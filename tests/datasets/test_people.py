@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from schane_cli.datasets.check import check
 from schane_cli.datasets.load import load_splits
+from schane_cli.datasets.prepare import info
 from schane_cli.datasets.split_names import choose_splits, split_of
 from schane_cli.errors import BadRequest
 from schane_cli.images import memory
 from schane_cli.images.splits import Splits
 from schane_cli.recipe import DataRecipe
+from schane_cli.terminal import Terminal
 from tests.sources import add, class_folders, shard, write_image
 
 
@@ -267,3 +270,69 @@ def test_lists_of_corrections_leave_images_out_and_change_their_class(tmp_path: 
     (tmp_path / "new.csv").write_text("path,label\ncat/cat_2.png,dgo\n")
     with pytest.raises(BadRequest, match="line 2: 'dgo' is no class of .*; did you mean 'dog'"):
         load(f"folder:{tmp_path}", relabel=tmp_path / "new.csv")
+
+
+def test_check_tells_all_at_once_and_writes_what_exclude_takes_back(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        class_folders(tmp_path / "set" / split, {"cat": 8, "dog": 8}, ".jpg")
+    train = tmp_path / "set" / "train"
+    (train / "cat" / "cat_1.jpg").write_bytes(b"")
+    (train / "dog" / "dog_1.jpg").write_text("<html>404</html>")
+    (train / "dog" / "dog_2.jpg").write_bytes((tmp_path / "set" / "test" / "dog" / "dog_5.jpg").read_bytes())
+    verdict = check(f"folder:{tmp_path}/set", tmp_path, Terminal(quiet=True))
+    assert ["0 bytes" in text for text in verdict.problems].count(True) == 1
+    assert len(verdict.problems) == 3
+    verdict.write_bad(tmp_path / "bad.csv")
+    assert len((tmp_path / "bad.csv").read_text().splitlines()) == 4
+    splits = load(f"folder:{tmp_path}/set", exclude=tmp_path / "bad.csv")
+    assert sum(sizes(splits)) == 32 - 3
+    assert not any("SHARED" in note for note in splits.notes)
+
+
+def test_data_info_knows_the_four_kinds(tmp_path: Path) -> None:
+    class_folders(tmp_path / "Train", {"cat": 3, "dog": 3}, ".png")
+    class_folders(tmp_path / "Valid", {"cat": 2, "dog": 2}, ".png")
+    known = info(f"folder:{tmp_path}", tmp_path)
+    assert (known["counts"], known["classes"]) == ({"train": 6, "val": 4}, 2)
+    for kind in ("folder", "csv", "hfds", "wds"):
+        assert kind in info(f"{kind}:", tmp_path)["by hand"]
+
+
+def test_hub_datasets_have_any_columns_labels_and_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="Hugging Face's datasets is not installed")
+    pictures = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(20)]
+    rows = {"photo": pictures, "kind": [("cat", "dog")[i % 2] for i in range(20)]}
+    table = datasets.Dataset.from_dict(rows).cast_column("photo", datasets.Image())
+    datasets.DatasetDict({"Training": table, "Testing": table.select(range(6))}).save_to_disk(tmp_path / "disk")
+    with pytest.raises(BadRequest, match=r"columns photo, kind; say which holds the labels: --set data\.label_column"):
+        load(f"hfds:{tmp_path}/disk", root=tmp_path)
+    splits = load(f"hfds:{tmp_path}/disk", root=tmp_path, label_column="kind", leave_out_shared=True)
+    assert splits.train.class_names == ("cat", "dog")
+    assert len(splits.test) == 6
+    assert splits.train.read(0).shape == (3, 8, 8)
+
+
+def test_hub_rows_without_image_or_label_are_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="Hugging Face's datasets is not installed")
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    for column, hole in (("image", 3), ("label", 5)):
+        rows: dict[str, list] = {
+            "image": [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(20)],
+            "label": [i % 2 for i in range(20)],
+        }
+        rows[column][hole] = None
+        folder = tmp_path / column / "data"
+        folder.mkdir(parents=True)
+        datasets.Dataset.from_dict(rows, features=kinds).to_parquet(folder / "train-00000-of-00001.parquet")
+        with pytest.raises(BadRequest, match=f"train row {hole}"):
+            load(f"hfds:{tmp_path}/{column}", root=tmp_path)
+    assert load(f"hfds:{tmp_path}/image", root=tmp_path, broken="leave_out").left_out == 1
+
+
+def test_a_test_split_of_minus_ones_is_known_before_training(tmp_path: Path) -> None:
+    shard(tmp_path / "train.tar", {f"a{i}": i % 2 for i in range(20)})
+    shard(tmp_path / "val.tar", {f"b{i}": i % 2 for i in range(6)})
+    shard(tmp_path / "test.tar", {f"c{i}": -1 for i in range(6)})
+    splits = load(f"wds/{tmp_path}")
+    assert sizes(splits) == (18, 2, 6)
+    assert any("TEST IS THE SOURCE'S VAL" in note for note in splits.notes)

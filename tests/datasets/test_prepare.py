@@ -79,7 +79,7 @@ def serve(name: str, folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) ->
         replace(archive, url=f"{url}/{archive.file}", md5=sources.md5(folder / archive.file))
         for archive in dataset.archives
     )
-    monkeypatch.setitem(DATASETS, name, replace(dataset, archives=archives))
+    monkeypatch.setattr(dataset, "archives", archives)
 
 
 def pack_cub(work: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_without_a_network_one_sentence_says_what_to_do(
     root, _, _ = cub
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     gone = replace(DATASETS["cub200"].archives[0], url="http://127.0.0.1:9/CUB_200_2011.tgz")
-    monkeypatch.setitem(DATASETS, "cub200", replace(DATASETS["cub200"], archives=(gone,)))
+    monkeypatch.setattr(DATASETS["cub200"], "archives", (gone,))
     with pytest.raises(
         SchaneError, match=r"could not be downloaded .* put the file at .*cub200/CUB_200_2011\.tgz"
     ) as caught:
