@@ -81,7 +81,8 @@ def test_a_package_adds_a_dataset_by_one_class(
     assert splits.train.class_names == ("elm", "oak")
     assert check("leaves", tmp_path, Terminal(quiet=True)).problems == []
     assert info("leaves", tmp_path)["licence"] == "CC0"
-    main(["data", "ls", "--root", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main(["data", "ls", "--root", str(tmp_path)])
     shown = capsys.readouterr().out
     assert "leaves" in shown
     assert "comes from the package bad_package, which cannot be imported" in shown

@@ -1,162 +1,26 @@
-"""The full-data benchmarks from the files in the layout that their sources deliver: parts called train, val, test.
+"""The benchmarks that schane knows by name: what each is, whose it is, where its files come from.
 
-Each reader takes the dataset's folder and gives image sets by split (`all` where the source has no split), as the
-source defines them. What lacks is carved out by `splits.complete`.
+Facts only, so that listing them loads no torch; the files are read by `readers`, `cifar` and `imagenet`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from schane_cli.datasets.dataset import CARVED, VAL_IS_TEST, Archive, Dataset, register, require_ready
-from schane_cli.datasets.folders import file_set, listed_set, read_table
-from schane_cli.datasets.listing import list_images
-from schane_cli.errors import BadRequest
-from schane_cli.images.imageset import ImageSet, Names
+from schane_cli.terminal import Terminal
 
-Parts = dict[str, ImageSet]
+if TYPE_CHECKING:
+    from schane_cli.images.imageset import ImageSet
+
 _CALTECH = "https://data.caltech.edu/records"
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 _INAT = "https://ml-inat-competition-datasets.s3.amazonaws.com/2017"
 _PLACES = "http://data.csail.mit.edu/places/places365"
-
-
-def digits(folder: Path) -> Parts:
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey, in the package itself."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    grey = (bunch.images * (255 / 16)).round().astype(np.uint8)
-    images = np.repeat(grey[..., None], 3, axis=-1)
-    names = tuple(str(digit) for digit in range(10))
-    ids = Names(f"digits/{i:04d}" for i in range(len(images)))
-    return {"all": ImageSet("digits", "all", images, bunch.target.astype(np.int64), names, ids)}
-
-
-def cub200(folder: Path) -> Parts:
-    """CUB-200-2011 by images.txt, image_class_labels.txt, classes.txt and train_test_split.txt.
-
-    Raises:
-        BadRequest: the four files do not agree on the images, or an image is missing.
-    """
-    base = folder / "CUB_200_2011"
-    paths = dict(read_table(base / "images.txt", 2))
-    columns = {name: dict(read_table(base / name, 2)) for name in ("image_class_labels.txt", "train_test_split.txt")}
-    for name, column in columns.items():
-        other = sorted(set(column) ^ set(paths))
-        if other:
-            raise BadRequest(f"{base / name} has {len(column)} rows, images.txt {len(paths)}; image {other[0]} differs")
-    classes = read_table(base / "classes.txt", 2)
-    label_of = {key: label for label, (key, _) in enumerate(classes)}
-    label_by_image, is_train = columns["image_class_labels.txt"], columns["train_test_split.txt"]
-    unknown = [key for key in paths if label_by_image[key] not in label_of or is_train[key] not in {"0", "1"}]
-    if unknown:
-        raise BadRequest(f"{base} gives image {unknown[0]} an unknown class or split")
-    parts = {}
-    for split, flag in (("train", "1"), ("test", "0")):
-        keys = [key for key in paths if is_train[key] == flag]
-        labels = [label_of[label_by_image[key]] for key in keys]
-        names = [paths[key] for key in keys]
-        parts[split] = listed_set("cub200", split, base / "images", names, labels, [name for _, name in classes])
-    return parts
-
-
-def caltech256(folder: Path) -> Parts:
-    """Caltech-256's class folders; the strays below 056.dog and in 198.spider of the archive are no images of it."""
-    base = folder / "256_ObjectCategories"
-    classes = sorted(path.name for path in base.iterdir() if path.is_dir())
-    names, labels = [], []
-    for label, name in enumerate(classes):
-        images = [image for image in list_images(base / name, base).names if image.count("/") == 1]
-        if not images:
-            raise BadRequest(f"class folder {base / name} holds no images")
-        names += images
-        labels += [label] * len(images)
-    return {"all": file_set("caltech256", "all", base, names, np.array(labels), classes)}
-
-
-def flowers102(folder: Path) -> Parts:
-    """Flowers-102 through torchvision, which verifies the two .mat files by md5."""
-    from torchvision.datasets import Flowers102
-
-    parts = {}
-    for split in ("train", "val", "test"):
-        try:
-            source = Flowers102(folder, split, loader=_path_itself)
-        except RuntimeError:
-            raise BadRequest(
-                f"{folder / 'flowers-102'} is incomplete or its .mat files are altered (checksum); remove it and run "
-                "`schane data prepare flowers102` again"
-            ) from None
-        rows = [source[i] for i in range(len(source))]
-        base = folder / "flowers-102"
-        names = [Path(path).relative_to(base).as_posix() for path, _ in rows]
-        parts[split] = listed_set("flowers102", split, base, names, [label for _, label in rows], source.classes)
-    return parts
-
-
-def _path_itself(path: str | Path) -> Any:
-    """A torchvision loader that leaves the decoding to us."""
-    return path
-
-
-def pets(folder: Path) -> Parts:
-    """Oxford-IIIT Pets by annotations/trainval.txt and test.txt: image name, class (from 1), species, breed."""
-    base = folder / "oxford-iiit-pet"
-    parts = {}
-    for split, file in (("train", "trainval.txt"), ("test", "test.txt")):
-        rows = read_table(base / "annotations" / file, 4)
-        class_of = {int(row[1]) - 1: row[0].rpartition("_")[0] for row in rows}
-        if sorted(class_of) != list(range(len(class_of))):
-            raise BadRequest(f"{base / 'annotations' / file} skips a class number")
-        class_names = [class_of[label].replace("_", " ").title() for label in sorted(class_of)]
-        names = [f"{row[0]}.jpg" for row in rows]
-        labels = [int(row[1]) - 1 for row in rows]
-        parts[split] = listed_set("pets", split, base / "images", names, labels, class_names)
-    return parts
-
-
-def inat2017(folder: Path) -> Parts:
-    """iNaturalist 2017 by train2017.json and val2017.json (COCO style); the official val is our test."""
-    return {
-        "train": _coco_style(folder, "train2017.json", "train"),
-        "test": _coco_style(folder, "val2017.json", "test"),
-    }
-
-
-def _coco_style(folder: Path, file: str, split: str) -> ImageSet:
-    try:
-        content = json.loads((folder / file).read_text(encoding="utf-8"))
-        categories = {row["id"]: f"{row['supercategory']}/{row['name']}" for row in content["categories"]}
-        files = {row["id"]: row["file_name"] for row in content["images"]}
-        pairs = [(row["image_id"], row["category_id"]) for row in content["annotations"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadRequest(f"{folder / file} is not a COCO-style list of images: {error!r}") from None
-    label_of = {key: label for label, key in enumerate(sorted(categories))}
-    wrong = [image for image, category in pairs if image not in files or category not in categories]
-    if wrong or len(pairs) != len(files) or len(dict(pairs)) != len(files):
-        raise BadRequest(f"{folder / file} has {len(files)} images and {len(pairs)} annotations that do not pair up")
-    names = [files[image] for image, _ in pairs]
-    class_names = [categories[key] for key in sorted(categories)]
-    return listed_set("inat2017", split, folder, names, [label_of[category] for _, category in pairs], class_names)
-
-
-def places365(folder: Path) -> Parts:
-    """Places365-Standard at 256 px through torchvision, which verifies the lists by md5; the official val is test."""
-    from torchvision.datasets import Places365
-
-    parts = {}
-    for split, theirs in (("train", "train-standard"), ("test", "val")):
-        try:
-            source = Places365(str(folder), theirs, small=True)
-        except RuntimeError as error:
-            raise BadRequest(f"Places365 in {folder} is incomplete or altered: {error}") from None
-        names = [Path(path).relative_to(folder).as_posix() for path, _ in source.imgs]
-        parts[split] = listed_set("places365", split, folder, names, source.targets, source.classes)
-    return parts
+_RAVI = (
+    "https://raw.githubusercontent.com/twitter-research/meta-learning-lstm/"
+    "0cffa2481619ce643d0951bd637bf05b23ef827a/data/miniImagenet"
+)
 
 
 @register
@@ -172,9 +36,11 @@ class Digits(Dataset):
     splits = "no official split: test and val are carved out by the recipe's rule"
     layouts = ((),)
 
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
         """As `Dataset.read`."""
-        return digits(self.folder(root))
+        from schane_cli.datasets import readers
+
+        return readers.digits(self.folder(root))
 
 
 @register
@@ -204,10 +70,12 @@ class CUB200(Dataset):
     )
     download = "1.2 GB"
 
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
         """As `Dataset.read`."""
+        from schane_cli.datasets import readers
+
         require_ready(self, root)
-        return cub200(self.folder(root))
+        return readers.cub200(self.folder(root))
 
     def class_halves(self, count: int) -> dict[str, range]:
         """The field's 100/50/50: class number odd: train, 2 mod 4: val, 0 mod 4: test."""
@@ -235,10 +103,12 @@ class Caltech256(Dataset):
     )
     download = "1.2 GB"
 
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
         """As `Dataset.read`."""
+        from schane_cli.datasets import readers
+
         require_ready(self, root)
-        return caltech256(self.folder(root))
+        return readers.caltech256(self.folder(root))
 
 
 @register
@@ -274,10 +144,12 @@ class Flowers102(Dataset):
     )
     download = "345 MB"
 
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
         """As `Dataset.read`."""
+        from schane_cli.datasets import readers
+
         require_ready(self, root)
-        return flowers102(self.folder(root))
+        return readers.flowers102(self.folder(root))
 
 
 @register
@@ -314,10 +186,12 @@ class Pets(Dataset):
     )
     download = "811 MB"
 
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
         """As `Dataset.read`."""
+        from schane_cli.datasets import readers
+
         require_ready(self, root)
-        return pets(self.folder(root))
+        return readers.pets(self.folder(root))
 
 
 @register
@@ -338,10 +212,12 @@ class INat2017(Dataset):
     )
     download = "186 GB"
 
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
         """As `Dataset.read`."""
+        from schane_cli.datasets import readers
+
         require_ready(self, root)
-        return inat2017(self.folder(root))
+        return readers.inat2017(self.folder(root))
 
 
 @register
@@ -380,7 +256,184 @@ class Places365(Dataset):
     )
     download = "25 GB"
 
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
         """As `Dataset.read`."""
+        from schane_cli.datasets import readers
+
         require_ready(self, root)
-        return places365(self.folder(root))
+        return readers.places365(self.folder(root))
+
+
+@register
+class CIFAR100(Dataset):
+    """CIFAR-100."""
+
+    name = "cifar100"
+    title = "CIFAR-100"
+    licence = "none stated by its authors; research use"
+    source = "https://www.cs.toronto.edu/~kriz/cifar.html"
+    classes = 100
+    counts = {"train": 50_000, "test": 10_000}
+    splits = f"official train and test; {CARVED}"
+    layouts = (
+        ("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta"),
+        ("train/*", "test/*"),
+        ("**/train-*.parquet", "**/test-*.parquet"),
+    )
+    archives = (
+        Archive(
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            "eb9058c3a382ffc7106e4002c42a8d85",
+            ("cifar-100-python",),
+        ),
+    )
+    download = "169 MB"
+    by_hand = (
+        "also read: Hugging Face's parquet files (uoft-cs/cifar100) in data/, or class folders in train/ and test/"
+    )
+
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
+        """As `Dataset.read`."""
+        from schane_cli.datasets import cifar
+
+        return cifar.cifar100(cifar.cifar_folder(root))
+
+
+@register
+class CIFARFS(Dataset):
+    """CIFAR-FS (few-shot)."""
+
+    name = "cifarfs"
+    title = "CIFAR-FS (few-shot)"
+    licence = "as CIFAR-100"
+    source = "https://arxiv.org/abs/1805.08136"
+    classes = 100
+    counts = {"train": 38_400, "val": 9_600, "test": 12_000}
+    splits = "64 / 16 / 20 classes of 600 images, train and test of CIFAR-100 merged"
+    over = "cifar100"
+    fewshot = True
+    images_per_class = 600
+
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
+        """As `Dataset.read`."""
+        from schane_cli.datasets import cifar
+
+        return cifar.fewshot_parts(cifar.cifar_folder(root), self.name)
+
+
+@register
+class FC100(Dataset):
+    """FC100 (few-shot)."""
+
+    name = "fc100"
+    title = "FC100 (few-shot)"
+    licence = "as CIFAR-100"
+    source = "https://arxiv.org/abs/1805.10123"
+    classes = 100
+    counts = {"train": 36_000, "val": 12_000, "test": 12_000}
+    splits = "60 / 20 / 20 classes of 600 images by superclass, train and test of CIFAR-100 merged"
+    over = "cifar100"
+    fewshot = True
+    images_per_class = 600
+
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
+        """As `Dataset.read`."""
+        from schane_cli.datasets import cifar
+
+        return cifar.fewshot_parts(cifar.cifar_folder(root), self.name)
+
+
+@register
+class ImageNet1k(Dataset):
+    """ImageNet-1k (ILSVRC-2012)."""
+
+    name = "imagenet1k"
+    title = "ImageNet-1k (ILSVRC-2012)"
+    licence = "non-commercial research and education only, after registration"
+    source = "https://image-net.org/download.php"
+    classes = 1_000
+    counts = {"train": 1_281_167, "test": 50_000}
+    splits = VAL_IS_TEST
+    layouts = (("train/n*", "val/n*"),)
+    by_hand = (
+        "ImageNet wants a signed form: register at https://image-net.org, put ILSVRC2012_img_train.tar, "
+        "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into the folder, then run prepare to unpack them; "
+        "or put class folders n01440764/ ... into train/ and val/; or, with access on Hugging Face, use "
+        "--dataset hfds:ILSVRC/imagenet-1k"
+    )
+
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
+        """As `Dataset.read`."""
+        from schane_cli.datasets import imagenet
+
+        require_ready(self, root)
+        return imagenet.imagenet1k(self.folder(root))
+
+    def unpack_by_hand(self, root: Path, terminal: Terminal) -> None:
+        """The archives that the user has put into the folder, into class folders."""
+        from schane_cli.datasets.imagenet_archives import unpack_imagenet
+
+        unpack_imagenet(self.folder(root), self.by_hand, terminal)
+
+
+@register
+class MiniImageNet(Dataset):
+    """miniImageNet (few-shot)."""
+
+    name = "miniimagenet"
+    title = "miniImageNet (few-shot)"
+    licence = "as ImageNet-1k; the image lists MIT"
+    source = "https://github.com/twitter-research/meta-learning-lstm"
+    classes = 100
+    counts = {"train": 38_400, "val": 9_600, "test": 12_000}
+    splits = "Ravi and Larochelle's lists: 64 / 16 / 20 classes of 600 images of ImageNet-1k train"
+    layouts = (("train.csv", "val.csv", "test.csv"),)
+    archives = (
+        Archive(f"{_RAVI}/train.csv", "9525e1538f67719f18f1936bf8d0782d", ("train.csv",), plain=True),
+        Archive(f"{_RAVI}/val.csv", "ce315ce99b41fbf84fa6acd69315d918", ("val.csv",), plain=True),
+        Archive(f"{_RAVI}/test.csv", "5b89df877c6cbe5d291e43118a2a9591", ("test.csv",), plain=True),
+    )
+    download = "2 MB of lists"
+    by_hand = (
+        "the images are ImageNet's: they are read from imagenet1k/train, or from images/ beside the lists "
+        "where they are named as in them; timm/mini-imagenet is another set"
+    )
+    over = "imagenet1k"
+    fewshot = True
+    images_per_class = 600
+
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
+        """As `Dataset.read`."""
+        from schane_cli.datasets import imagenet
+
+        require_ready(self, root)
+        return imagenet.miniimagenet(self.folder(root), ImageNet1k().folder(root))
+
+    def fewshot_notes(self, parts: Mapping[str, "ImageSet"]) -> list[str]:
+        """As `Dataset.fewshot_notes`."""
+        from schane_cli.datasets.imagenet import unlike_ravi
+
+        warning = unlike_ravi(parts)
+        return [] if warning is None else [warning]
+
+
+@register
+class TieredImageNet(Dataset):
+    """tieredImageNet (few-shot)."""
+
+    name = "tieredimagenet"
+    title = "tieredImageNet (few-shot)"
+    licence = "as ImageNet-1k"
+    source = "https://arxiv.org/abs/1803.00676"
+    classes = 608
+    counts = {"train": 448_695, "val": 124_261, "test": 206_209}
+    splits = "351 / 97 / 160 classes of ImageNet-1k train, by superclass"
+    over = "imagenet1k"
+    fewshot = True
+
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
+        """As `Dataset.read`."""
+        from schane_cli.datasets import imagenet
+
+        require_ready(self, root)
+        return imagenet.tieredimagenet(ImageNet1k().folder(root))

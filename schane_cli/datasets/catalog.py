@@ -1,12 +1,13 @@
 """The datasets known by name: those of schane, and those of installed packages."""
 
 from schane_cli import plugins
-from schane_cli.datasets import benchmarks, cifar, imagenet
+from schane_cli.datasets import benchmarks
 from schane_cli.datasets.dataset import DATASETS, Archive, Dataset, class_list, register, require_ready, state
 from schane_cli.errors import BadRequest, nearest
 
 __all__ = [
     "DATASETS",
+    "KINDS",
     "Archive",
     "Dataset",
     "all_datasets",
@@ -18,7 +19,13 @@ __all__ = [
     "state",
 ]
 
-FAMILIES = (benchmarks, cifar, imagenet)  # importing them registers their datasets
+BUILT_IN = benchmarks  # importing it registers its datasets
+KINDS = {
+    "folder": "folder:PATH, a folder of one folder per class, or of train, val and test folders of such",
+    "csv": "csv:FILE, a table with columns path and label, and if you like split",
+    "hfds": "hfds:NAME, a Hugging Face dataset by its name on the hub or its local folder (extra hf)",
+    "wds": "wds:PATH, a folder of WebDataset shards (.tar)",
+}
 _plugged: dict[str, Dataset] = {}
 
 

@@ -1,14 +1,13 @@
 """CIFAR-100 in each layout that people have it in, to the same images in the same order, and its few-shot sets."""
 
 from collections import defaultdict
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha1
 from pathlib import Path
 
 import numpy as np
 
-from schane_cli.datasets.dataset import CARVED, Archive, Dataset, class_list, register, require_ready
+from schane_cli.datasets.dataset import DATASETS, class_list, require_ready
 from schane_cli.datasets.folders import class_folder_set
 from schane_cli.errors import BadRequest
 from schane_cli.images.decode import decode
@@ -123,79 +122,6 @@ def cifar_folder(root: Path) -> Path:
     place = root.expanduser()
     if (place / "cifar-100-python").is_dir():
         return place
-    dataset = CIFAR100()
+    dataset = DATASETS["cifar100"]
     require_ready(dataset, root)
     return dataset.folder(root)
-
-
-@register
-class CIFAR100(Dataset):
-    """CIFAR-100."""
-
-    name = "cifar100"
-    title = "CIFAR-100"
-    licence = "none stated by its authors; research use"
-    source = "https://www.cs.toronto.edu/~kriz/cifar.html"
-    classes = 100
-    counts = {"train": 50_000, "test": 10_000}
-    splits = f"official train and test; {CARVED}"
-    layouts = (
-        ("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta"),
-        ("train/*", "test/*"),
-        ("**/train-*.parquet", "**/test-*.parquet"),
-    )
-    archives = (
-        Archive(
-            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-            "eb9058c3a382ffc7106e4002c42a8d85",
-            ("cifar-100-python",),
-        ),
-    )
-    download = "169 MB"
-    by_hand = (
-        "also read: Hugging Face's parquet files (uoft-cs/cifar100) in data/, or class folders in train/ and test/"
-    )
-
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
-        """As `Dataset.read`."""
-        return cifar100(cifar_folder(root))
-
-
-@register
-class CIFARFS(Dataset):
-    """CIFAR-FS (few-shot)."""
-
-    name = "cifarfs"
-    title = "CIFAR-FS (few-shot)"
-    licence = "as CIFAR-100"
-    source = "https://arxiv.org/abs/1805.08136"
-    classes = 100
-    counts = {"train": 38_400, "val": 9_600, "test": 12_000}
-    splits = "64 / 16 / 20 classes of 600 images, train and test of CIFAR-100 merged"
-    over = "cifar100"
-    fewshot = True
-    images_per_class = 600
-
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
-        """As `Dataset.read`."""
-        return fewshot_parts(cifar_folder(root), self.name)
-
-
-@register
-class FC100(Dataset):
-    """FC100 (few-shot)."""
-
-    name = "fc100"
-    title = "FC100 (few-shot)"
-    licence = "as CIFAR-100"
-    source = "https://arxiv.org/abs/1805.10123"
-    classes = 100
-    counts = {"train": 36_000, "val": 12_000, "test": 12_000}
-    splits = "60 / 20 / 20 classes of 600 images by superclass, train and test of CIFAR-100 merged"
-    over = "cifar100"
-    fewshot = True
-    images_per_class = 600
-
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
-        """As `Dataset.read`."""
-        return fewshot_parts(cifar_folder(root), self.name)

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from schane_cli.errors import BadRequest
-from schane_cli.images.imageset import ImageSet
 from schane_cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from schane_cli.images.imageset import ImageSet
 
 CARVED = "val is carved out of train by the recipe's rule (data.val_fraction, data.split_seed)"
 VAL_IS_TEST = f"the official val split is test, whose labels alone are public; {CARVED}"
@@ -64,7 +66,7 @@ class Dataset:
         straight = not below.is_dir() and any(layout and _matches_all(place, layout) for layout in self.layouts)
         return place if straight else below
 
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
         """Its image sets by split, as the source defines them: some of train, val and test, or `all`.
 
         Raises:
@@ -75,7 +77,7 @@ class Dataset:
     def unpack_by_hand(self, root: Path, terminal: Terminal) -> None:
         """Unpack what the user had to fetch; nothing for most."""
 
-    def fewshot_notes(self, parts: Mapping[str, ImageSet]) -> list[str]:
+    def fewshot_notes(self, parts: Mapping[str, "ImageSet"]) -> list[str]:
         """What to know about the few-shot classes that were read."""
         return []
 

@@ -4,19 +4,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from schane_cli.datasets.dataset import VAL_IS_TEST, Archive, Dataset, class_list, register, require_ready
+from schane_cli.datasets.dataset import class_list
 from schane_cli.datasets.folders import class_folder_set, listed_set
-from schane_cli.datasets.imagenet_archives import unpack_imagenet
 from schane_cli.datasets.listing import list_images
 from schane_cli.datasets.tables import read_csv
 from schane_cli.errors import BadRequest
 from schane_cli.images.imageset import ImageSet
-from schane_cli.terminal import Terminal
 
-_RAVI = (
-    "https://raw.githubusercontent.com/twitter-research/meta-learning-lstm/"
-    "0cffa2481619ce643d0951bd637bf05b23ef827a/data/miniImagenet"
-)
 _RAVI_NAME = re.compile(r"(n\d{8})(\d{8})\.jpg")
 
 
@@ -108,89 +102,3 @@ def unlike_ravi(parts: Mapping[str, ImageSet]) -> str | None:
         if other:
             return f"WARNING: the {split} list differs from Ravi and Larochelle's in {other} classes"
     return None
-
-
-@register
-class ImageNet1k(Dataset):
-    """ImageNet-1k (ILSVRC-2012)."""
-
-    name = "imagenet1k"
-    title = "ImageNet-1k (ILSVRC-2012)"
-    licence = "non-commercial research and education only, after registration"
-    source = "https://image-net.org/download.php"
-    classes = 1_000
-    counts = {"train": 1_281_167, "test": 50_000}
-    splits = VAL_IS_TEST
-    layouts = (("train/n*", "val/n*"),)
-    by_hand = (
-        "ImageNet wants a signed form: register at https://image-net.org, put ILSVRC2012_img_train.tar, "
-        "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into the folder, then run prepare to unpack them; "
-        "or put class folders n01440764/ ... into train/ and val/; or, with access on Hugging Face, use "
-        "--dataset hfds:ILSVRC/imagenet-1k"
-    )
-
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
-        """As `Dataset.read`."""
-        require_ready(self, root)
-        return imagenet1k(self.folder(root))
-
-    def unpack_by_hand(self, root: Path, terminal: Terminal) -> None:
-        """The archives that the user has put into the folder, into class folders."""
-        unpack_imagenet(self.folder(root), self.by_hand, terminal)
-
-
-@register
-class MiniImageNet(Dataset):
-    """miniImageNet (few-shot)."""
-
-    name = "miniimagenet"
-    title = "miniImageNet (few-shot)"
-    licence = "as ImageNet-1k; the image lists MIT"
-    source = "https://github.com/twitter-research/meta-learning-lstm"
-    classes = 100
-    counts = {"train": 38_400, "val": 9_600, "test": 12_000}
-    splits = "Ravi and Larochelle's lists: 64 / 16 / 20 classes of 600 images of ImageNet-1k train"
-    layouts = (("train.csv", "val.csv", "test.csv"),)
-    archives = (
-        Archive(f"{_RAVI}/train.csv", "9525e1538f67719f18f1936bf8d0782d", ("train.csv",), plain=True),
-        Archive(f"{_RAVI}/val.csv", "ce315ce99b41fbf84fa6acd69315d918", ("val.csv",), plain=True),
-        Archive(f"{_RAVI}/test.csv", "5b89df877c6cbe5d291e43118a2a9591", ("test.csv",), plain=True),
-    )
-    download = "2 MB of lists"
-    by_hand = (
-        "the images are ImageNet's: they are read from imagenet1k/train, or from images/ beside the lists "
-        "where they are named as in them; timm/mini-imagenet is another set"
-    )
-    over = "imagenet1k"
-    fewshot = True
-    images_per_class = 600
-
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
-        """As `Dataset.read`."""
-        require_ready(self, root)
-        return miniimagenet(self.folder(root), ImageNet1k().folder(root))
-
-    def fewshot_notes(self, parts: Mapping[str, ImageSet]) -> list[str]:
-        """As `Dataset.fewshot_notes`."""
-        warning = unlike_ravi(parts)
-        return [] if warning is None else [warning]
-
-
-@register
-class TieredImageNet(Dataset):
-    """tieredImageNet (few-shot)."""
-
-    name = "tieredimagenet"
-    title = "tieredImageNet (few-shot)"
-    licence = "as ImageNet-1k"
-    source = "https://arxiv.org/abs/1803.00676"
-    classes = 608
-    counts = {"train": 448_695, "val": 124_261, "test": 206_209}
-    splits = "351 / 97 / 160 classes of ImageNet-1k train, by superclass"
-    over = "imagenet1k"
-    fewshot = True
-
-    def read(self, root: Path) -> Mapping[str, ImageSet]:
-        """As `Dataset.read`."""
-        require_ready(self, root)
-        return tieredimagenet(ImageNet1k().folder(root))

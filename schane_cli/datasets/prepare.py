@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from schane_cli.datasets.archives import beside, download, unpack, verify
-from schane_cli.datasets.catalog import Archive, Dataset, all_datasets, find_dataset, state
-from schane_cli.datasets.load import listed_parts
-from schane_cli.datasets.sources import KINDS
+from schane_cli.datasets.catalog import KINDS, Archive, Dataset, all_datasets, find_dataset, state
 from schane_cli.errors import SchaneError
 from schane_cli.recipe import DataRecipe
 from schane_cli.terminal import Terminal
@@ -62,6 +60,8 @@ def _source_info(kind: str, name: str) -> dict[str, Any]:
     known: dict[str, Any] = {"name": name, "title": KINDS[kind], "by hand": f"write {KINDS[kind].partition(',')[0]}"}
     if name.rstrip(":/") == kind:
         return known
+    from schane_cli.datasets.load import listed_parts
+
     parts = listed_parts(DataRecipe(dataset=name))
     first = next(iter(parts.values()))
     counts = {split: len(part) for split, part in parts.items()}

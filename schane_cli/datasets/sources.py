@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from schane_cli.datasets.catalog import find_dataset
+from schane_cli.datasets.catalog import KINDS, find_dataset
 from schane_cli.datasets.folders import folder_parts
 from schane_cli.datasets.huggingface import huggingface_parts
 from schane_cli.datasets.parts import Parts
@@ -12,12 +12,6 @@ from schane_cli.datasets.tables import csv_parts
 from schane_cli.errors import BadRequest
 from schane_cli.recipe import DataRecipe
 
-KINDS = {
-    "folder": "folder:PATH, a folder of one folder per class, or of train, val and test folders of such",
-    "csv": "csv:FILE, a table with columns path and label, and if you like split",
-    "hfds": "hfds:NAME, a Hugging Face dataset by its name on the hub or its local folder (extra hf)",
-    "wds": "wds:PATH, a folder of WebDataset shards (.tar)",
-}
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 

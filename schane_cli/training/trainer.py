@@ -152,7 +152,7 @@ class Trainer:
                 self._end_epoch(0)
                 self.save_last()
             started = last_save = time.perf_counter()
-            for views, labels, indices in self._loader():
+            for views, labels, indices in self._stop.until_it_comes(self._loader()):
                 self.wait_seconds += time.perf_counter() - started
                 figures = self._training_step(views, labels, indices)
                 self.images_done += self.recipe.train.batch_size
@@ -167,6 +167,9 @@ class Trainer:
                 if self._stop.number:
                     raise Interrupted(self._stop.number, f"{self.job.command} --resume {self.job.run.path}")
                 started = time.perf_counter()
+            if self._stop.number and self.step < total:  # it came while waiting for a batch
+                self.save_last()
+                raise Interrupted(self._stop.number, f"{self.job.command} --resume {self.job.run.path}")
         return self._outcome()
 
     def _save_is_due(self, last_save: float) -> bool:
