@@ -1,13 +1,14 @@
 """Images per second of the training loader against timm's and torchvision's, at the same transforms.
 
     python benchmarks/loader.py [--rounds 5] [--images 384] [--markdown results/benchmarks/loader.md]
+    python benchmarks/loader.py --scan [--images 384]
 
 Two sets: JPEG files of 500 x 375 pixels cut to 224 px, and 32 px images (in memory for schane, PNG files for the
 others). Peers: timm's create_loader (its uint8 batches, before normalisation) and torchvision's ImageFolder with v2
 transforms in a DataLoader. For two views a peer either passes over the set twice ("2 passes", all that its own
 options offer) or wraps its transform by hand to cut both from one decoded image ("wrapped"). Contenders run in turn,
 round by round, each with fresh workers, whose start counts; the table gives the median over rounds, and the median
-of the ratios within a round.
+of the ratios within a round. `--scan` times what finds equal images in a set of files against decoding it, in turn.
 """
 
 import argparse
@@ -31,8 +32,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from schane_cli.datasets.load import load_splits
-from schane_cli.images.imageset import ImageSet
+from schane_cli.images.content import with_content
+from schane_cli.images.imageset import Files, ImageSet, Names
 from schane_cli.images.loader import StepSampler, train_loader, train_transform
+from schane_cli.images.memory import read_all
 from schane_cli.images.transforms import recolor, uniforms, view_keys
 from schane_cli.recipe import AugmentRecipe, DataRecipe
 
@@ -180,6 +183,24 @@ def compare(folder: Path, images: ImageSet, size: int, label: str, rounds: int) 
     return rows, where
 
 
+def scan(images: ImageSet, rounds: int) -> str:
+    """What the search for equal images costs against decoding all images on as many threads, by processor time."""
+    ratios = []
+    for _ in range(rounds):
+        started = time.process_time()
+        with_content({"all": images}, lambda _: None)
+        scanned = time.process_time() - started
+        started = time.process_time()
+        for _ in read_all(images):
+            pass
+        ratios.append(scanned / (time.process_time() - started))
+    each = 1e6 * scanned / len(images)
+    return (
+        f"- equal images among {len(images)} JPEG files: {each:.0f} us an image, {np.median(ratios):.3f} of decoding "
+        f"(median of {rounds} rounds; at most {max(ratios):.3f})"
+    )
+
+
 def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
@@ -214,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=384, help="images of the 224 px set; the 32 px set has 8x")
+    parser.add_argument("--scan", action="store_true", help="time the search for equal images alone")
     parser.add_argument("--markdown", type=Path, help="write the table here too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -225,7 +247,12 @@ def main() -> None:
         write_images(png, 8 * arguments.images, (32, 32), ".png")
         files = sorted(jpeg.rglob("*.jpg"))
         labels = np.array([int(path.parent.name) for path in files])
-        streamed = ImageSet("jpeg", "train", files, labels, ("0", "1"), tuple(map(str, files)))
+        names = Names(str(file.relative_to(jpeg)) for file in files)
+        streamed = ImageSet("jpeg", "train", Files(jpeg, names), labels, ("0", "1"), names)
+        where.append(scan(streamed, arguments.rounds))
+        if arguments.scan:
+            print(where[0])
+            return
         recipe = DataRecipe(dataset=f"folder:{png}", val_fraction=0.01, test_fraction=0.01)
         in_memory = load_splits(recipe).train
         for folder, images, size, label in ((jpeg, streamed, 224, "JPEG files"), (png, in_memory, 32, "in memory")):

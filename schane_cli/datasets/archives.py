@@ -4,6 +4,7 @@ import hashlib
 import logging
 import lzma
 import os
+import platform
 import shutil
 import tarfile
 import zipfile
@@ -75,14 +76,36 @@ def _fetch(url: str, part: Path) -> None:
 
 @contextmanager
 def beside(folder: Path) -> Iterator[Path]:
-    """An empty folder inside `folder`, for work that is moved out of it when whole; gone afterwards in any case."""
+    """An empty folder inside `folder`, for work that is moved out of it when whole; gone afterwards in any case.
+
+    What killed processes of this machine left behind is removed first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    work = folder / f".unpacking-{os.getpid()}"
+    _remove_stale(folder)
+    work = folder / f".unpacking-{platform.node()}-{os.getpid()}"
     work.mkdir()
     try:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove the unpacking folders of processes that have ended; one of another machine may still be at work."""
+    for work in folder.glob(".unpacking-*"):
+        host, _, number = work.name.removeprefix(".unpacking-").rpartition("-")
+        if host in {"", platform.node()} and number.isdecimal() and not _is_alive(int(number)):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # of another user
+    return True
 
 
 def unpack(archive: Path, target: Path, terminal: Terminal) -> None:

@@ -2,6 +2,9 @@
 
 import io
 import os
+import platform
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -17,10 +20,10 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import imagenet as torchvision_imagenet
 
-from schane_cli.datasets.archives import unpack
+from schane_cli.datasets.archives import beside, unpack
 from schane_cli.datasets.catalog import DATASETS, state
 from schane_cli.datasets.check import check
-from schane_cli.datasets.load import load_splits
+from schane_cli.datasets.load import load_fewshot_splits, load_splits
 from schane_cli.datasets.prepare import info, overview, prepare
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.recipe import DataRecipe
@@ -379,6 +382,28 @@ def test_every_dataset_has_its_facts(tmp_path: Path) -> None:
         assert sum(known["counts"].values()) == row["images"]
         assert all(len(file["md5"]) == 32 and file["url"].startswith("http") for file in known["files"])
         assert known["files"] or known["by hand"] or known["made of"] or row["state"] == "ready"
+
+
+def test_what_killed_processes_left_unpacked_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f".unpacking-{ended.pid}", f".unpacking-{platform.node()}-{ended.pid}"):
+        (tmp_path / name).mkdir()
+    elsewhere = tmp_path / f".unpacking-another-machine-{ended.pid}"
+    elsewhere.mkdir()
+    with beside(tmp_path) as work:
+        assert sorted(tmp_path.iterdir()) == sorted([work, elsewhere])
+    assert list(tmp_path.iterdir()) == [elsewhere]
+
+
+def test_the_folder_of_a_dataset_itself_serves_as_its_root(tmp_path: Path) -> None:
+    sources.cub200(tmp_path / "anywhere")
+    splits = load_splits(DataRecipe(dataset="cub200", root=tmp_path / "anywhere"))
+    assert len(splits.test) == 8
+    with pytest.raises(BadRequest, match=r"looked in .*/nowhere/cub200, .*/nowhere\)"):
+        load_splits(DataRecipe(dataset="cub200", root=tmp_path / "nowhere"))
+    with pytest.raises(BadRequest, match=r"looked in .*tieredimagenet/images, .*nowhere/imagenet1k"):
+        load_fewshot_splits(DataRecipe(dataset="tieredimagenet", root=tmp_path / "nowhere"))
 
 
 def test_check_passes_what_is_sound_and_counts_it(tmp_path: Path) -> None:

@@ -88,3 +88,22 @@ def test_damage_of_any_kind_is_one_sentence(tmp_path: Path) -> None:
             path.write_bytes(bytes(data[: generator.integers(1, len(data))]) if trial % 2 else bytes(data))
             with suppress(BadRequest):  # and nothing else
                 assert read_image(path).shape[2] == 3
+
+
+def test_heic_is_read_with_the_extra_heif(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif (extra heif) is not installed")
+    heif.register_heif_opener()
+    picture = Image.new("RGB", (64, 48), (200, 30, 30))
+    picture.save(tmp_path / "phone.HEIC", format="HEIF")
+    assert ".heic" in decode_module.image_suffixes()
+    assert np.abs(read_image(tmp_path / "phone.HEIC").astype(int) - np.asarray(picture)).max() < 20
+
+
+def test_avif_and_jpegs_by_other_suffixes_are_read(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (64, 48), (200, 30, 30))
+    for suffix in (".avif", ".jfif", ".jpe", ".JPG", ".jp2", ".pbm"):
+        if suffix.lower() in decode_module.image_suffixes():
+            picture.save(tmp_path / f"x{suffix}")
+            assert read_image(tmp_path / f"x{suffix}").shape == (48, 64, 3), suffix
+    assert {".jfif", ".jpe", ".webp", ".tif"} <= decode_module.image_suffixes()
+    assert not {".eps", ".pdf", ".svg", ".fits", ".hdf"} & decode_module.image_suffixes()
