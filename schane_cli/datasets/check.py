@@ -70,7 +70,7 @@ def check(
         _compare_counts(dataset, parts, verdict)
     for split, part in parts.items():
         _decode(split, part, sample, verdict, terminal)
-    parts.update(numbered(parts))
+    parts.update(numbered(parts, root))
     if dataset is not None and dataset.fewshot:
         _compare_classes(parts, verdict)
         final: dict[str, ImageSet] = parts

@@ -9,7 +9,7 @@ import numpy as np
 
 from schane_cli.datasets.labels import number_labels, require_trained, settle_missing
 from schane_cli.datasets.parts import Parts
-from schane_cli.datasets.split_names import choose_splits
+from schane_cli.datasets.split_names import choose_splits, splits_in
 from schane_cli.errors import BadRequest, SchaneError, nearest
 from schane_cli.images.decode import read_file
 from schane_cli.images.imageset import ImageSet, Names, Stored
@@ -49,6 +49,8 @@ def huggingface_parts(dataset: str, name: str, recipe: DataRecipe) -> Parts:
         if len(tables) > 1 or chosen:
             raise BadRequest(f"{dataset} has no split called train, only {', '.join(tables)}")
         chosen = {"all": next(iter(tables))}
+    others = sorted(set(tables) - set(chosen.values()) - {name for name in tables if splits_in(name)})
+    notes += [f"splits of {dataset} that are not read, since none is called so: {', '.join(others)}"] if others else []
     tables = {split: tables[own] for split, own in chosen.items()}
     image_column, label_column = _columns(dataset, next(iter(tables.values())).features, recipe)
     labels, names = _labels(tables, label_column)

@@ -1,16 +1,22 @@
 """Datasets by name, folder, list or container, as train / val / test image sets whose splits never share an image."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
 
 from schane_cli.datasets.catalog import Dataset, known_dataset
 from schane_cli.datasets.corrections import corrected
 from schane_cli.datasets.parts import Parts
 from schane_cli.datasets.sources import read_source
 from schane_cli.errors import BadRequest
-from schane_cli.images.content import shared_between, unread_count, with_content, without_shared
+from schane_cli.images.content import content_of, shared_between, unread_count, with_content, without_shared
 from schane_cli.images.decode import read_image
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.memory import in_memory_if_small
@@ -31,6 +37,7 @@ __all__ = [
 ]
 
 _READ_BY = ("dataset", "root", "image_column", "label_column", "exclude", "relabel", "broken")
+_WORTH_REMEMBERING = 20_000  # images: comparing fewer takes about a second
 _kept: dict[tuple[Any, ...], Parts] | None = None  # the last source read, inside reading_once
 
 
@@ -128,19 +135,39 @@ def _read(recipe: DataRecipe) -> Parts:
     parts = listed_parts(recipe)
     left_out: list[str] = []
     for split, part in parts.items():
-        parts[split], broken = in_memory_if_small(part, leave_out=recipe.broken == "leave_out")
+        with Terminal(json=True).task(f"decoding {split}", len(part), unit="img") as task:
+            parts[split], broken = in_memory_if_small(part, task.advance, leave_out=recipe.broken == "leave_out")
         left_out += broken
     if left_out:
         parts.notes.append(f"{len(left_out):,} images left out since they cannot be read, such as {left_out[0]}")
     parts.left_out = len(left_out)
-    parts.update(numbered(parts))
+    parts.update(numbered(parts, recipe.root))
     return parts
 
 
-def numbered(parts: dict[str, ImageSet]) -> dict[str, ImageSet]:
-    """The image sets with their `content` numbers, with a progress bar for those that are not in memory."""
+def numbered(parts: dict[str, ImageSet], root: Path) -> dict[str, ImageSet]:
+    """The image sets with their `content` numbers, which are remembered below `root` for a large set of files."""
+    if unread_count(parts) < _WORTH_REMEMBERING:
+        return _compared(parts)
+    key = sha256("".join(part.fingerprint() for part in parts.values()).encode()).hexdigest()[:32]
+    file = root.expanduser() / ".content" / f"{key}.npz"
+    try:
+        with np.load(file, allow_pickle=False) as known:
+            return {split: replace(part, content=known[split]) for split, part in parts.items()}
+    except (OSError, ValueError, KeyError, BadZipFile):
+        compared = _compared(parts)
+    with suppress(OSError):  # a root that cannot be written to
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f"{key}-{os.getpid()}.npz")
+        arrays: dict[str, Any] = {split: content_of(part) for split, part in compared.items()}
+        np.savez(temporary, **arrays)
+        temporary.replace(file)
+    return compared
+
+
+def _compared(parts: dict[str, ImageSet]) -> dict[str, ImageSet]:
     with Terminal(json=True).task("comparing images", sum(map(len, parts.values())), unit="img") as task:
-        return with_content(parts, task.advance if unread_count(parts) else lambda _: None)
+        return with_content(parts, task.advance)
 
 
 def load_fewshot_splits(recipe: DataRecipe) -> FewshotSplits:

@@ -39,7 +39,7 @@ def csv_parts(dataset: str, file: Path, recipe: DataRecipe) -> Parts:
         return f"line {lines[rows_of[split][row]]}"
 
     class_names, numbers = number_labels(labels, lambda split, row: f"{file} {where(split, row)}")
-    parts = Parts()
+    parts = Parts(notes=_split_like_columns(file, rows, {path_column, label_column}))
     for split, chosen in rows_of.items():
         names = [_clean_path(rows[i][path_column]) for i in chosen]
         parts[split] = listed_set(dataset, split, file.parent, names, numbers[split], class_names)
@@ -62,6 +62,13 @@ def _rows_by_split(file: Path, rows: list[Row], lines: list[int]) -> dict[str, l
             )
         chosen.setdefault(split, []).append(number)
     return {split: chosen[split] for split in SPLITS if split in chosen}
+
+
+def _split_like_columns(file: Path, rows: list[Row], used: set[str]) -> list[str]:
+    """A sentence for each column that looks like splits but is not called split."""
+    others = [name for name in rows[0] if name not in {*used, "split"}]
+    columns = [name for name in others if all(split_of(value) for value in {row[name] for row in rows})]
+    return [f"column {name!r} of {file} looks like splits but is not read: call it split" for name in columns]
 
 
 def _require_once(file: Path, paths: list[str], lines: list[int]) -> None:

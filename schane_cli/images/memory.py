@@ -1,6 +1,6 @@
 """Image sets brought into memory where they are small, and rid of the images that cannot be read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -15,9 +15,12 @@ _PEEK = 256  # image headers read to estimate what a set takes decoded
 _DECODE_THREADS = 4
 _CHUNK = 1024
 _SHOWN = 3
+Advance = Callable[[int], None]  # told how many more images are done
 
 
-def in_memory_if_small(part: ImageSet, *, leave_out: bool = False) -> tuple[ImageSet, list[str]]:
+def in_memory_if_small(
+    part: ImageSet, advance: Advance = lambda _: None, *, leave_out: bool = False
+) -> tuple[ImageSet, list[str]]:
     """(the set, decoded where it fits in memory; the ids of the images left out since they cannot be read).
 
     A set of files that does not fit stays files, and so does one inside shards or tables; with `leave_out` each image
@@ -33,6 +36,7 @@ def in_memory_if_small(part: ImageSet, *, leave_out: bool = False) -> tuple[Imag
     broken: dict[int, str] = {}
     total_bytes = 0
     for index, image in read_all(part):
+        advance(1)
         if isinstance(image, str):
             broken[index] = image
             continue

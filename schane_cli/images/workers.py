@@ -57,9 +57,9 @@ def explain_worker_failure(error: RuntimeError | OSError) -> str | None:
             "--shm-size=8g), or load in the main process (--set data.workers=0)"
         )
     if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
-        name = match[1] if (match := re.search(r"killed by signal: (\w+)", text)) else "ended by itself"
+        name = f" ({match[1]})" if (match := re.search(r"killed by signal: (\w+)", text)) else ""
         return (
-            f"a loader process was lost ({name}), most often since the machine ran out of memory; use fewer (--set "
+            f"a loader process was lost{name}, most often since the machine ran out of memory; use fewer (--set "
             "data.workers=2) or a smaller batch"
         )
     return None

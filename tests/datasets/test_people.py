@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from schane_cli.datasets import load as load_module
 from schane_cli.datasets.check import check
 from schane_cli.datasets.load import load_splits
 from schane_cli.datasets.prepare import info
@@ -336,3 +337,28 @@ def test_a_test_split_of_minus_ones_is_known_before_training(tmp_path: Path) -> 
     splits = load(f"wds/{tmp_path}")
     assert sizes(splits) == (18, 2, 6)
     assert any("TEST IS THE SOURCE'S VAL" in note for note in splits.notes)
+
+
+def test_what_a_large_set_holds_is_remembered_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(tmp_path / "set", {"cat": 8, "dog": 8}, ".png")
+    monkeypatch.setattr(memory, "IN_MEMORY_BYTES", 10)
+    monkeypatch.setattr(load_module, "_WORTH_REMEMBERING", 10)
+    compared: list[int] = []
+    real = load_module.with_content
+    monkeypatch.setattr(load_module, "with_content", lambda *args: compared.append(1) or real(*args))
+    first = load(f"folder:{tmp_path}/set", root=tmp_path / "root")
+    second = load(f"folder:{tmp_path}/set", root=tmp_path / "root")
+    assert len(compared) == 1
+    assert first.train.content is not None
+    assert second.train.content is not None
+    assert (first.train.content == second.train.content).all()
+    write_image(tmp_path / "set" / "cat" / "cat_3.png")
+    load(f"folder:{tmp_path}/set", root=tmp_path / "root")
+    assert len(compared) == 2
+
+
+def test_a_column_that_looks_like_splits_is_said(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"a": 4, "b": 4}, ".png")
+    rows = [f"{name}/{name}_{i}.png,{name},{'train' if i else 'test'}" for name in "ab" for i in range(4)]
+    (tmp_path / "list.csv").write_text("path,label,phase\n" + "\n".join(rows))
+    assert any("column 'phase'" in note and "call it split" in note for note in load(f"csv:{tmp_path}/list.csv").notes)
