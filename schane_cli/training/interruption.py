@@ -4,6 +4,7 @@ A signal that comes while the run waits for a batch ends the wait: between two s
 second signal some seconds after the first ends anything at once.
 """
 
+import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
@@ -54,7 +55,11 @@ class StopSignal:
             SchaneError: a second signal came, at least `_PATIENCE_SECONDS` after the first.
         """
 
+        process = os.getpid()
+
         def remember(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != process:
+                return  # a loader process, which inherits this and is ended by its parent
             first, now = self.number == 0, time.monotonic()
             self.number = number
             self._first_came = now if first else self._first_came
