@@ -41,7 +41,8 @@ from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import eval_loader
 from schane_cli.images.preprocessing import eval_transform
 from schane_cli.metrics.intervals import paired_comparison, t_interval
-from schane_cli.models.model import SchaneModel, backbone_name
+from schane_cli.models.backbone import backbone_name
+from schane_cli.models.model import SchaneModel
 from schane_cli.recipe import Recipe, build_recipe, find_recipe, read_recipe
 from schane_cli.run import _cpu_name
 from schane_cli.terminal import Terminal

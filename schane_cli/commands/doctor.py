@@ -20,7 +20,7 @@ from schane_cli.commands.doctor_checks import (
     resume_is_exact,
     step_speed,
 )
-from schane_cli.models.model import backbone_name
+from schane_cli.models.backbone import backbone_name
 from schane_cli.recipe import Recipe
 from schane_cli.run import RESULTS, environment, pick_device
 from schane_cli.terminal import Terminal

@@ -8,6 +8,7 @@ values), `class_names`, `input` (what InputSpec holds), `progress` (epoch, step,
 
 import os
 import pickle  # noqa: TID251 (only for the name of the error that torch.load raises)
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # timm's and others' training arguments: plain attributes
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise BadRequest(f"{path} is refused: it is damaged or holds more than tensors and plain values") from None
     except Exception as error:  # zip, header and unicode errors of many types: all mean an unreadable file

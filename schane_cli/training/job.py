@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from schane_cli.distributed import rank, same_everywhere
+from schane_cli.distributed import rank, same_everywhere, world_size
 from schane_cli.errors import BadRequest
 from schane_cli.images.identity import class_changes, image_changes, record
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.preprocessing import stored_input
 from schane_cli.models.files import read_checkpoint
-from schane_cli.models.model import build_model, input_spec
+from schane_cli.models.model import build_model, dry_pass, input_spec
 from schane_cli.recipe import Recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label, require_space, seed_everything
 from schane_cli.terminal import Terminal
@@ -66,10 +66,18 @@ def _require_same_data(stored: Mapping[str, Any], class_names: tuple[str, ...], 
 def train(job: Job, resuming: bool) -> Outcome:
     """Run the training core, from the start in a new folder or from last.pt of an old one."""
     trainer = Trainer(job, read_checkpoint(job.run.last) if resuming else None)
+    dry_pass(trainer.model, smallest_pass(job.recipe), job.spec.size, job.device)
     require_space(job.run.path, trainer.checkpoint_bytes())
     if rank() == 0 and not resuming:
         job.run.create(job.recipe, job.command)
     return trainer.run()
+
+
+def smallest_pass(recipe: Recipe) -> int:
+    """Views in the smallest forward pass of a training step, over all processes, at most 2."""
+    images = max(recipe.train.batch_size // world_size(), 1)
+    chunk = min(recipe.train.chunk_size or images, images)
+    return min((images % chunk or chunk) * recipe.augment.views, 2)
 
 
 def announce(job: Job, notes: list[str], test: ImageSet) -> None:
@@ -85,6 +93,8 @@ def announce(job: Job, notes: list[str], test: ImageSet) -> None:
     )
     if has_batchnorm(job.model):
         say(f"          BatchNorm {choice(recipe)} (train.batchnorm)")
+    for note in job.model.notes:
+        say(f"          {note}")
     say(f"objective {objective_line(recipe)}")
     for remark in remarks(recipe, job.train, job.model):
         say(f"          {remark}")

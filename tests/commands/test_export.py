@@ -1,23 +1,33 @@
 """Exported models compute what their checkpoint does: timm's hub files and ONNX, read back by the other side."""
 
 import json
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import timm
 import torch
+import yaml
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data import create_transform, resolve_model_data_config
 
 from schane_cli.cli import main
 from schane_cli.commands import export as export_module
+from schane_cli.commands.evaluate import evaluate
 from schane_cli.commands.export import export
+from schane_cli.datasets.load import load_splits
 from schane_cli.errors import BadRequest, SchaneError
+from schane_cli.features.extract import normalise
+from schane_cli.images.preprocessing import eval_transform
 from schane_cli.models.checkpoint import load_checkpoint, pack
-from schane_cli.models.files import save_whole
+from schane_cli.models.files import read_checkpoint, save_whole
 from schane_cli.models.model import build_model, input_spec
 from schane_cli.recipe import build_recipe
 from schane_cli.terminal import Terminal
-from tests.jobs import with_random_classifier
+from tests.jobs import run_tiny, tiny_recipe, with_random_classifier
 
 QUIET = Terminal(quiet=True)
 CLASSES = ("ape", "bee", "cat")
@@ -37,19 +47,90 @@ def _checkpoint(folder: Path, backbone: str, **settings: object) -> Path:
 def test_the_timm_export_gives_timm_the_same_logits_labels_and_preprocessing(tmp_path: Path, backbone: str) -> None:
     path = _checkpoint(tmp_path, backbone, drop_path=0.1)
     summary = export(path, format="timm", out=tmp_path / "out", terminal=QUIET)
-    assert summary["files"] == ["config.json", "model.safetensors"]
+    assert summary["files"] == ["README.md", "config.json", "model.safetensors"]
     theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     images = torch.randn(2, 3, 64, 64)
     loaded = load_checkpoint(path)
     assert torch.equal(theirs(images), loaded.model(images).logits)
     assert tuple(theirs.pretrained_cfg["mean"]) == loaded.input.mean
     assert tuple(theirs.pretrained_cfg["input_size"]) == (3, 64, 64)
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"] == list(CLASSES)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["label_names"] == list(CLASSES)
+    assert config.get("model_args") == ({"img_size": 64} if backbone == "test_vit" else None)
+
+
+@pytest.mark.parametrize("rounding", ["floor", "round"])
+def test_the_export_carries_preprocessing_also_that_of_0_1_0(tmp_path: Path, rounding: str) -> None:
+    path = _checkpoint(tmp_path, "test_resnet")
+    content = read_checkpoint(path)
+    spec = {"size": 64, "mean": [0.4] * 3, "std": [0.2] * 3, "crop_pct": 0.86}  # 64 / 0.86 is 74.4
+    if rounding == "floor":
+        spec |= {"interpolation": "bilinear", "crop_mode": "squash"}
+    else:
+        spec |= {"crop_pct": 0.87}  # 73.6: timm must be told another share to come to 74
+    save_whole(content | {"input": spec}, path)
+    export(path, format="timm", out=tmp_path / "out", terminal=QUIET)
+    config = resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True))
+    assert config["interpolation"] == ("bilinear" if rounding == "floor" else "bicubic")
+    assert config["crop_mode"] == ("squash" if rounding == "floor" else "center")
+    assert tuple(config["mean"]) == (0.4,) * 3
+    assert int(64 / config["crop_pct"]) == 74
+
+
+def test_transformers_classifies_with_the_export(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    path = _checkpoint(tmp_path, "test_resnet")
+    export(path, format="timm", out=tmp_path / "out", terminal=QUIET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transformers about itself
+        classify = transformers.pipeline("image-classification", str(tmp_path / "out"), device="cpu")
+        photograph = load_sample_images().images[0]
+        answers = classify(Image.fromarray(photograph))
+    loaded = load_checkpoint(path)
+    pixels = eval_transform(loaded.input)(torch.from_numpy(photograph.copy()).permute(2, 0, 1))
+    with torch.no_grad():
+        logits = loaded.model(normalise(pixels[None], loaded.input, torch.device("cpu"))).logits
+    shares = dict(zip(CLASSES, logits.softmax(1)[0].tolist(), strict=True))
+    assert {answer["label"]: answer["score"] for answer in answers} == pytest.approx(shares, abs=1e-5)
+
+
+def test_eval_and_a_plain_timm_loop_over_the_export_predict_alike(tmp_path: Path) -> None:
+    run_tiny(tmp_path / "run", train__lr=0.01, train__epochs=8)
+    evaluate(tmp_path / "run", overrides={}, split="test", out=tmp_path / "eval", terminal=QUIET)
+    export(tmp_path / "run", format="timm", out=tmp_path / "out", terminal=QUIET)
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    test = load_splits(tiny_recipe().data).test
+    with torch.no_grad():
+        logits = model(torch.stack([transform(Image.fromarray(image)) for image in test.images]))
+    names = model.pretrained_cfg["label_names"]
+    predictions = pd.read_csv(tmp_path / "eval" / "predictions.csv", dtype=str)
+    assert [names[label] for label in logits.argmax(1).tolist()] == predictions["prediction"].tolist()
+    assert predictions["prediction"].nunique() > 5, "a run that learned something"
+
+
+def test_the_model_card_has_data_recipe_and_results_with_n_and_interval(tmp_path: Path) -> None:
+    summary = run_tiny(tmp_path / "run")
+    export(tmp_path / "run", format="timm", out=tmp_path / "out", terminal=QUIET)
+    card = (tmp_path / "out" / "README.md").read_text()
+    low, high = summary["test_accuracy_ci95"]
+    result = f"{100 * summary['test_accuracy']:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
+    assert f"accuracy | {result} | {summary['test_n']} |" in card
+    assert f"| {summary['val_n']}, which chose the epoch |" in card
+    assert "- dataset: digits, 10 classes: 0, 1, 2" in card
+    assert "- 100 training images" in card
+    assert "- `train.batch_size 25 (default 128)`" in card
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "timm"
+
+
+def test_the_model_card_of_a_checkpoint_alone_says_that_nothing_was_stored(tmp_path: Path) -> None:
+    export(_checkpoint(tmp_path, "test_resnet"), format="timm", out=tmp_path / "out", terminal=QUIET)
+    assert "None were stored beside the checkpoint." in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.skipif(find_spec("onnxscript") is None or find_spec("onnxruntime") is None, reason="needs schane[onnx]")
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "maxvit_rmlp_pico_rw_256"])
 def test_the_onnx_export_gives_onnxruntime_the_same_logits_at_any_batch_size(tmp_path: Path, backbone: str) -> None:
     import onnxruntime
 
@@ -60,7 +141,30 @@ def test_the_onnx_export_gives_onnxruntime_the_same_logits_at_any_batch_size(tmp
     images = torch.randn(5, 3, 64, 64)
     found = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
     assert torch.allclose(found, load_checkpoint(path).model(images).logits, atol=1e-4)
-    assert session.get_modelmeta().custom_metadata_map["class_names"] == "['ape', 'bee', 'cat']"
+    described = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    spec = load_checkpoint(path).input
+    assert described == {
+        "class_names": list(CLASSES),
+        "size": 64,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "crop_pct": spec.crop_pct,
+        "crop_mode": spec.crop_mode,
+        "interpolation": spec.interpolation,
+    }
+
+
+@pytest.mark.skipif(find_spec("onnxscript") is None or find_spec("onnxruntime") is None, reason="needs schane[onnx]")
+def test_a_failure_of_the_exporter_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise NotImplementedError("no such operator\nand forty lines more")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    with pytest.raises(SchaneError) as failed:
+        export(_checkpoint(tmp_path, "test_resnet"), format="onnx", out=tmp_path / "out", terminal=QUIET)
+    said = "torch's ONNX exporter cannot take test_resnet (no such operator); nothing was kept; --format timm may serve"
+    assert str(failed.value) == said
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_extra_onnx_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +184,7 @@ def test_an_export_that_differs_keeps_nothing(tmp_path: Path, monkeypatch: pytes
         return model
 
     monkeypatch.setattr(timm, "create_model", other_weights)
-    with pytest.raises(SchaneError, match="logits differ by 1"):
+    with pytest.raises(SchaneError, match="logits of photographs differ by 1"):
         export(path, format="timm", out=tmp_path / "out", terminal=QUIET)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["test_resnet.pt"]
 

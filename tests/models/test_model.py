@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from schane_cli.errors import BadRequest, SchaneError
+from schane_cli.models.backbone import SHORT_NAMES, backbone_name
 from schane_cli.models.checkpoint import load_checkpoint, pack
 from schane_cli.models.files import read_checkpoint, read_tensors, save_whole
-from schane_cli.models.model import SHORT_NAMES, backbone_name, build_model, freeze, input_spec, is_convnet
+from schane_cli.models.model import build_model, freeze, input_spec, is_convnet
 from schane_cli.recipe import build_recipe
 from tests.jobs import with_random_classifier
 

@@ -1,7 +1,7 @@
 """How a model starts: a classifier of zeros, and projections at the embedding's scale."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import timm
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from schane_cli.models.model import build_model, projection_head, zero_classifier
+from schane_cli.models.backbone import zero_classifier
+from schane_cli.models.model import build_model, projection_head
 from schane_cli.recipe import build_recipe
 
 # The smallest of each family, and all that draw their classifier in a way of their own.
@@ -68,6 +69,8 @@ def test_the_first_steps_cross_entropy_is_log_classes_and_the_classifier_learns(
 class Distilled(nn.Module):
     """A backbone with the classifiers that timm's families have: two heads, a norm before a layer, a hidden layer."""
 
+    pretrained_cfg: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
@@ -89,7 +92,7 @@ def test_the_last_layer_of_each_part_of_a_classifier_is_zero_and_what_precedes_i
 
 def test_a_classifier_that_pretrained_weights_bring_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
-    monkeypatch.setattr("schane_cli.models.model._check_hub", lambda name: None)
+    monkeypatch.setattr("schane_cli.models.backbone._check_hub", lambda name: None)
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **other: create(name, **other))
     recipe = build_recipe({"model": {"backbone": "test_resnet"}})
     assert build_model(recipe.model, 1000, 32).backbone.fc.weight.any()  # as many classes as the weights have
