@@ -4,6 +4,7 @@
     python3 dev.py demo     set up, fine-tune on the embedded digits, draw the embedding report
     python3 dev.py test     set up, then lint, types and all tests (arguments after `test` go to pytest)
     python3 dev.py setup    only set up; afterwards .venv/bin/schane is ready
+    python3 dev.py docs     set up, then build the documentation into site/ (--serve shows it while you write)
 
 The environment is .venv beside this file, with the versions of constraints.txt; it is made once and kept until
 pyproject.toml or constraints.txt change.
@@ -70,17 +71,25 @@ def test(arguments: list[str]) -> None:
     call(PYTHON, "-m", "pytest", "-n", "auto", "--dist", "loadfile", *arguments)
 
 
+def docs(arguments: list[str]) -> None:
+    """The site in site/; any dead link or page outside the navigation fails it."""
+    serve = "--serve" in arguments
+    call(PYTHON, "-m", "mkdocs", *(["serve"] if serve else ["build", "--strict", "--quiet"]))
+
+
 def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036 (this file runs on whatever python3 is)
         sys.exit(f"schane needs Python 3.11 or newer; this is {sys.version.split()[0]}. Try: python3.12 dev.py ...")
     command, *arguments = sys.argv[1:] or ["help"]
-    if command not in {"demo", "test", "setup"} or (arguments and command != "test"):
+    if command not in {"demo", "test", "setup", "docs"} or (arguments and command not in {"test", "docs"}):
         sys.exit(__doc__)
     setup()
     if command == "demo":
         demo()
     elif command == "test":
         test(arguments)
+    elif command == "docs":
+        docs(arguments)
 
 
 if __name__ == "__main__":

@@ -67,9 +67,7 @@ RecipeName = Annotated[
     str | None,
     typer.Option("--recipe", help="recipe by name (schane recipes ls) or path", autocompletion=complete_recipe),
 ]
-Resume = Annotated[
-    str | None, typer.Option("--resume", metavar="RUN|auto", help="go on with a stopped run; auto finds it")
-]
+Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN|auto", help="resume a stopped run; auto finds it")]
 Out = Annotated[Path | None, typer.Option("--out", help="run folder; results/<command>/... by default")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON line on stdout, everything else on stderr")]
 Split = Annotated[str, typer.Option("--split", help="train, val or test")]
@@ -109,7 +107,9 @@ def _finish(summary: Mapping[str, Any], as_json: bool) -> None:
 def finetune(
     values: RecipeValues,
     recipe: RecipeName = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", metavar="0-4", help="several seeds, a folder each")] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="0-4", help="several seeds, each in its own folder")
+    ] = None,
     resume: Resume = None,
     out: Out = None,
     json: Json = False,
@@ -143,12 +143,14 @@ def finetune(
 def fewshot(
     values: RecipeValues,
     checkpoints: Annotated[
-        list[Path] | None, typer.Argument(help="checkpoints or run folders; none: train on the base classes first")
+        list[Path] | None,
+        typer.Argument(help="checkpoints or run folders; without any, train first"),
     ] = None,
     recipe: RecipeName = None,
     protocol: Annotated[str | None, typer.Option("--protocol", help="rfs, release or accurate")] = None,
     allow_seen_classes: Annotated[
-        bool, typer.Option("--allow-seen-classes", help="evaluate a checkpoint trained on the test classes, marked")
+        bool,
+        typer.Option("--allow-seen-classes", help="evaluate a checkpoint trained on test classes, marked"),
     ] = False,
     support: Annotated[
         Path | None, typer.Option("--support", metavar="DIR", help="class folders of a few photos of your own")
@@ -245,15 +247,16 @@ def evaluate(
     ] = None,
     split: Split = "test",
     corruptions: Annotated[
-        bool, typer.Option("--corruptions", help="also 14 kinds of damaged images at 5 severities each")
+        bool, typer.Option("--corruptions", help="also score 14 kinds of corruption at 5 severities each")
     ] = False,
     ood: Annotated[
-        str | None, typer.Option("--ood", metavar="A,B", help="also tell the images of these datasets from its own")
+        str | None,
+        typer.Option("--ood", metavar="A,B", help="also detect these datasets as out-of-distribution"),
     ] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Score a checkpoint: accuracy, calibration, mistakes, throughput, each figure with its n and interval."""
+    """Score a checkpoint: accuracy, calibration, mistakes and throughput, with n and intervals."""
     from schane_cli.commands.evaluate import Extras
     from schane_cli.commands.evaluate import evaluate as run_evaluate
     from schane_cli.reports.evaluate import eval_report
@@ -335,11 +338,12 @@ def predict(
 def embed(
     values: RecipeValues,
     checkpoints: Annotated[
-        list[Path], typer.Argument(help="checkpoints, run folders or tables (embeddings.parquet); several side by side")
+        list[Path],
+        typer.Argument(help="checkpoints, run folders or tables (embeddings.parquet), side by side"),
     ],
     split: Split = "test",
     layer: Annotated[str, typer.Option("--layer", help="embedding, projection or logits")] = "embedding",
-    points: Annotated[int, typer.Option("--points", help="most images in figures and pictures, at random")] = 10_000,
+    points: Annotated[int, typer.Option("--points", help="use at most this many images, at random")] = 10_000,
     perplexity: Annotated[float, typer.Option("--perplexity", help="t-SNE's effective number of neighbours")] = 30.0,
     npy: Annotated[bool, typer.Option("--npy", help="also write the vectors as one .npy array")] = False,
     images: Annotated[
@@ -348,11 +352,11 @@ def embed(
     projection: Annotated[
         str, typer.Option("--projection", help="with --images: tsne, or umap (extra umap), to draw the map by")
     ] = "tsne",
-    figures: Annotated[list[str] | None, typer.Option("--figures", help="also draw figures as pdf or svg")] = None,
+    figures: Annotated[list[str] | None, typer.Option("--figures", help="also save the figures as pdf or svg")] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Look at embeddings: table, quality figures with intervals, pictures, and a page to explore them."""
+    """Measure and draw embeddings: tables, quality with intervals, pictures, and a page to explore."""
     from schane_cli.commands.embed import EmbedOptions
     from schane_cli.commands.embed import embed as run_embed
     from schane_cli.distributed import process_group
@@ -442,17 +446,17 @@ def doctor(
 @app.command(epilog="Examples: schane compare RUN_CE RUN_SCHANE | schane compare 'results/finetune/cifar100-*'")
 def compare(
     runs: Annotated[list[str], typer.Argument(help="run folders, folders of runs (seeds, studies), or globs")],
-    metric: Annotated[str | None, typer.Option("--metric", help="figure to compare; test_accuracy by default")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="metric to compare; test_accuracy by default")] = None,
     baseline: Annotated[
-        str | None, typer.Option("--baseline", help="group to compare with; cross-entropy, else the first, by default")
+        str | None, typer.Option("--baseline", help="group to compare with; by default cross-entropy, else the first")
     ] = None,
     common_seeds: Annotated[
-        bool, typer.Option("--common-seeds", help="where seeds are missing, use those that all groups have")
+        bool, typer.Option("--common-seeds", help="if seeds are missing, use those that all groups have")
     ] = False,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Say which runs are better and how sure that is: means, paired differences, intervals, effect size, cost."""
+    """Say which runs are better and how sure that is: means, paired differences, effect size, cost."""
     from schane_cli.commands.compare import compare as run_compare
     from schane_cli.reports.compare import write_comparison
     from schane_cli.run import new_run_path, refuse_existing
@@ -476,9 +480,9 @@ def study(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Run a grid or a search over recipe values and seeds to the end; go on with it, or join it, by the same command.
+    """Run a grid or a search over recipe values and seeds; the same command resumes or joins it.
 
-    --data-root, --init and --device say what this machine has; all else stands in the file.
+    --data-root, --init and --device describe this machine; everything else is in the file.
     """
     machine = {key: str(value) for key, value in values.items()}
     try:
@@ -538,7 +542,7 @@ def recipes_cp(
 
 @recipes_app.command("check")
 def recipes_check(
-    names: Annotated[list[str] | None, typer.Argument(help="recipe names or paths; all of schane's when none")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="recipe names or paths; by default all of schane's")] = None,
 ) -> None:
     """Check recipes for unknown keys and values out of range."""
     for name in names or recipe_names():
@@ -553,7 +557,7 @@ _DEFAULT_ROOT = recipe_fields()["data.root"].default
 
 @data_app.command("ls")
 def data_ls(root: Root = _DEFAULT_ROOT, json: Json = False) -> None:
-    """List the datasets known by name, and what of them is on disk."""
+    """List the datasets that schane knows by name, and how much of each is on disk."""
     from schane_cli.datasets.prepare import overview, plugin_failures
     from schane_cli.terminal import Terminal, figures_table
 
@@ -593,7 +597,7 @@ def data_info(
 def data_prepare(
     name: Annotated[str, typer.Argument(help="dataset name")], root: Root = _DEFAULT_ROOT, json: Json = False
 ) -> None:
-    """Download, verify and unpack a dataset, or say what to fetch by hand; a stopped download goes on."""
+    """Download, verify and unpack a dataset, or say what to fetch by hand; a stopped download resumes."""
     from schane_cli.datasets.prepare import info, prepare
     from schane_cli.terminal import Terminal
 
@@ -606,17 +610,18 @@ def data_check(
     name: Annotated[str, typer.Argument(help="dataset name, folder:PATH, csv:FILE, hfds:NAME or wds:PATH")],
     root: Root = _DEFAULT_ROOT,
     decode_all: Annotated[
-        bool, typer.Option("--all", help="decode every image, not 500 per split of a large set")
+        bool, typer.Option("--all", help="decode every image, not just 500 per split of a large set")
     ] = False,
     write: Annotated[
         Path | None, typer.Option("--write", help="CSV for the images to leave out; data.exclude takes it")
     ] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="set a key of data, as data.label_column")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="set a key of data, like data.label_column"),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Count images and classes, decode them, compare splits by content; exit code 1 where something is wrong."""
+    """Count images and classes, decode them, compare splits by content; exit code 1 if something is wrong."""
     from schane_cli.datasets.check import check
     from schane_cli.recipe import parse_set
     from schane_cli.terminal import Terminal, figures_table

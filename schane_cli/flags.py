@@ -99,11 +99,12 @@ def flag_type(key: str) -> Any:
     """The annotated type from which typer makes the flag of a recipe key: optional, without a default of its own."""
     field, flag = recipe_fields()[key], FLAG_OF[key]
     kind = _plain_type(field.annotation)
-    help_text = f"{field.description}{_range(key)}"
+    help_text = f"{field.description}{field_range(key)}"
     if kind is bool:
         return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=help_text, show_default=False)]
-    metavar = _metavar(key, kind)
-    option = typer.Option(flag, help=help_text, metavar=metavar, show_default=False, autocompletion=_completion(key))
+    option = typer.Option(
+        flag, help=help_text, metavar=_metavar(key), show_default=False, autocompletion=_completion(key)
+    )
     return Annotated[(kind if kind in {int, float, Path} else str) | None, option]
 
 
@@ -132,23 +133,19 @@ def _known_words(key: str) -> list[str]:
     """Words that the shell offers for a key."""
     if key == "loss.name":
         return loss_names()
+    if key == "data.dataset":
+        from schane_cli.datasets.catalog import DATASETS
+
+        return list(DATASETS)
     return _choices(key)
 
 
-def _metavar(key: str, kind: Any) -> str:
-    """What a value looks like: INT, FLOAT, PATH, a|b|c, or INT,... for a list."""
-    if choices := _choices(key):
-        return "|".join(choices)
-    if _is_list(key):
-        return f"{_metavar_of(get_args(kind)[0])},..."
-    return _metavar_of(kind)
+def _metavar(key: str) -> str | None:
+    """a|b|c for a choice, A,B,... for a list; None leaves it to typer."""
+    return "|".join(_choices(key)) or ("A,B,..." if _is_list(key) else None)
 
 
-def _metavar_of(kind: type) -> str:
-    return {int: "INT", float: "FLOAT", Path: "PATH"}.get(kind, "TEXT")
-
-
-def _range(key: str) -> str:
+def field_range(key: str) -> str:
     """` [x>0]` for a number that has a bound."""
     bounds = {
         name: getattr(item, name) for item in recipe_fields()[key].metadata for name in _BOUNDS if hasattr(item, name)
@@ -166,7 +163,7 @@ def _completion(key: str) -> Callable[[str], list[str]] | None:
     def complete(incomplete: str) -> list[str]:
         return [word for word in _known_words(key) if word.startswith(incomplete)]
 
-    return complete if key == "loss.name" or _choices(key) else None
+    return complete if key in {"loss.name", "data.dataset"} or _choices(key) else None
 
 
 def complete_recipe(incomplete: str) -> list[str]:

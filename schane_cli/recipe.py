@@ -34,14 +34,14 @@ class DataRecipe(_Section):
     dataset: str = Field("digits", description="dataset name, folder:PATH, csv:FILE, hfds:NAME or wds:PATH")
     root: Path = Field(Path("~/.cache/schane/data"), description="folder that holds the datasets")
     image_size: int = Field(224, ge=8, description="side of the square input, pixels")
-    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out for model selection if no val")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of all images held out for test if no test split")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out as val if there is no val split")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of all images held out if there is no test split")
     split_seed: int = Field(0, ge=0, description="seed of the splits made by the two fractions")
     train_per_class: int | None = Field(None, ge=1, description="train on only this many images of each class")
     train_on: Literal["train", "trainval"] = Field("train", description="trainval adds the val images to train")
     workers: int = Field(-1, ge=-1, le=256, description="loader processes; -1 chooses by cores and devices")
-    image_column: str | None = Field(None, description="column of the images in csv: and hfds:, if called otherwise")
-    label_column: str | None = Field(None, description="column of the labels in csv: and hfds:, if called otherwise")
+    image_column: str | None = Field(None, description="column of the images in csv: and hfds:, if it has another name")
+    label_column: str | None = Field(None, description="column of the labels in csv: and hfds:, if it has another name")
     exclude: Path | None = Field(None, description="CSV with a column path: images to leave out, as data check writes")
     relabel: Path | None = Field(None, description="CSV with columns path and label: images to give another class")
     broken: Literal["stop", "leave_out"] = Field("stop", description="what to do about images that cannot be read")
@@ -85,11 +85,13 @@ class LossRecipe(_Section):
     args: dict[str, Any] = Field({}, description="further arguments for the loss of an installed package")
     contrastive_weight: float = Field(0.9, ge=0, lt=1, description="lambda, the share of the contrastive term")
     temperature: float = Field(0.5, gt=0, description="tau, divides the cosine similarity")
-    hardness: float = Field(1.0, ge=0, description="beta, weight of hard negatives; 0 weighs all alike")
+    hardness: float = Field(1.0, ge=0, description="beta, how much hard negatives weigh; 0 weights all alike")
     positives: Literal["mean", "sum"] = Field("mean", description="mean (the release) or sum (CLCE's equation)")
     stop_gradient: bool = Field(False, description="no gradient through the hardness weights")
-    contrastive_pool: Literal["global", "local"] = Field("global", description="negatives of all processes, or own")
-    memory_size: int = Field(0, ge=0, description="past projections kept as further negatives and positives; 0: off")
+    contrastive_pool: Literal["global", "local"] = Field(
+        "global", description="negatives from all processes, or its own"
+    )
+    memory_size: int = Field(0, ge=0, description="past projections kept as extra positives and negatives; 0: none")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
     class_weights: Literal["none", "balanced", "effective"] = Field(
         "none", description="weigh classes in the cross-entropy: by 1 / images, or 1 / effective number of them"
@@ -104,7 +106,7 @@ class LossRecipe(_Section):
 class TrainRecipe(_Section):
     """The optimisation. Defaults follow the release, with the learning rate scaled to a batch of 128 images."""
 
-    epochs: int = Field(50, ge=0, description="passes over the training images; 0: weights as they are, in few-shot")
+    epochs: int = Field(50, ge=0, description="passes over the training images; 0 (few-shot only): no training")
     seen_images: int | None = Field(
         None, ge=1, description="set epochs (5 to 50) so that about so many images are seen; the batch fits the folder"
     )
@@ -116,11 +118,13 @@ class TrainRecipe(_Section):
     weight_decay: float = Field(0.05, ge=0, description="weight decay (none on biases and 1-d weights)")
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate factor from each layer to the one below")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the weight average that is evaluated")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="decay of the average of the weights that is evaluated"
+    )
     sampling: Literal["uniform", "balanced"] = Field(
         "uniform", description="balanced draws every class equally often in an epoch, which keeps its length"
     )
-    classes_per_batch: int | None = Field(None, ge=2, description="draw batches of this many classes, equal shares")
+    classes_per_batch: int | None = Field(None, ge=2, description="draw each batch from this many classes, equally")
     chunk_size: int | None = Field(None, ge=1, description="images per forward pass; the gradient is the batch's")
     batchnorm: Literal["auto", "running", "frozen"] = Field(
         "auto", description="BatchNorm trains by the batch (running) or by the weights' own statistics (frozen)"
@@ -128,10 +132,10 @@ class TrainRecipe(_Section):
     amp: Literal["auto", "bfloat16", "off"] = Field("auto", description="autocast; auto is bfloat16 on CUDA")
     compile: bool = Field(False, description="torch.compile the model")
     sharding: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="several processes: a copy of the model each, or (fsdp) its tensors split over them"
+        "ddp", description="several processes: each has a copy of the model, or (fsdp) a share of its tensors"
     )
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
-        (), description="where metrics.jsonl is shown too: tensorboard, wandb, mlflow"
+        (), description="also log the metrics to tensorboard, wandb, mlflow"
     )
 
     @model_validator(mode="after")
@@ -151,14 +155,14 @@ class FewshotRecipe(_Section):
     """Episodes of the few-shot evaluation."""
 
     ways: int = Field(5, ge=2, description="classes in an episode (n_way)")
-    shots: tuple[int, ...] = Field((1, 5), description="labelled images a class (n_shot)")
-    queries: int = Field(15, ge=1, description="images to classify a class (n_query)")
+    shots: tuple[int, ...] = Field((1, 5), description="labelled images per class (n_shot)")
+    queries: int = Field(15, ge=1, description="images to classify per class (n_query)")
     episodes: int = Field(600, ge=2, description="number of episodes")
     classifier: tuple[str, ...] = Field(("centroid", "logistic"), description="classifiers on the frozen embedding")
     normalize: bool = Field(True, description="L2-normalise the embedding first")
-    support_copies: int = Field(0, ge=0, description="random views that stand for a support image; 0: itself")
+    support_copies: int = Field(0, ge=0, description="random views that replace each support image; 0: none")
     episode_seed: int = Field(0, ge=0, description="seed of the episodes, the same for every checkpoint")
-    dirichlet: float | None = Field(None, gt=0, description="alpha of Dirichlet-imbalanced queries; off by default")
+    dirichlet: float | None = Field(None, gt=0, description="alpha of Dirichlet-imbalanced queries; null: balanced")
 
 
 # Protocols of the field: what `--protocol` sets, below `--set` and flags. Sources: rfs, Tian et al. (arXiv:2003.11539);

@@ -1,0 +1,71 @@
+"""The wheel and the sdist hold what schane needs, and run outside the checkout."""
+
+import ast
+import os
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling import build
+
+from schane_cli.recipe import recipe_names
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_wheel_runs_outside_the_checkout_with_recipes_pages_and_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    wheel = tmp_path / build.build_wheel(str(tmp_path))
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(site)
+    files = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
+    checkout = {str(path.relative_to(ROOT)) for path in (ROOT / "schane_cli").rglob("*") if path.is_file()}
+    checkout = {name for name in checkout if "__pycache__" not in name}
+    assert checkout <= files, "templates, class lists and py.typed are in the wheel"
+    assert not any(name.startswith("tests/") for name in files)
+
+    def schane(*arguments: str) -> str:
+        code = "import schane_cli.cli as cli; print(cli.__file__); cli.main()"
+        environment = {**os.environ, "PYTHONPATH": str(site)}
+        return subprocess.check_output(
+            [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, text=True, timeout=120
+        )
+
+    listed = schane("recipes", "ls")
+    assert listed.startswith(str(site))
+    assert all(name in listed for name in recipe_names())
+    assert "resolved" in schane("recipes", "show", "--help")
+
+
+def test_the_sdist_holds_the_tests_and_no_results_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with tarfile.open(tmp_path / build.build_sdist(str(tmp_path))) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "recipes/digits.yaml", "tests/conftest.py"} <= names
+    assert not any(name.endswith(".pt") for name in names)
+
+
+def test_every_third_party_import_is_declared() -> None:
+    """What the package imports at any place is a dependency, an extra, or the standard library."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    declared = {line.split(">")[0].split("[")[0].replace("-", "_").lower() for line in named}
+    called = {"pillow": "PIL", "pyyaml": "yaml", "scikit_learn": "sklearn", "mlflow_skinny": "mlflow"}
+    declared |= {called[name] for name in declared & called.keys()}
+    declared |= {"triton", "requests", "httpx", "markupsafe", "pynvml"}  # brought by others, used where they are there
+    imported = set()
+    for path in (ROOT / "schane_cli").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    undeclared = {name for name in imported - sys.stdlib_module_names - {"schane_cli"} if name not in declared}
+    assert {name for name in undeclared if name.lower() not in declared} == set()
