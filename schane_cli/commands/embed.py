@@ -411,7 +411,14 @@ def _summary(job: Job, views: Sequence[View], differences: Sequence[dict[str, Pa
 
 def _difference(key: str, d: PairedDifference, first: str, second: str) -> dict[str, Any]:
     better = {"first": first, "second": second, "neither": None}[d.better]
-    return {"difference": d.difference, "ci95": d.ci95, "n": d.n, "direction": metric(key).direction, "better": better}
+    return {
+        "difference": d.difference,
+        "ci95": d.ci95,
+        "p_holm": d.p_holm,
+        "n": d.n,
+        "direction": metric(key).direction,
+        "better": better,
+    }
 
 
 def _view_summary(view: View) -> dict[str, Any]:

@@ -282,6 +282,7 @@ def score_all(
                     "shots": shots,
                     "classifier": method,
                     "transductive": CLASSIFIERS[method].transductive,
+                    "deviation": CLASSIFIERS[method].deviation,
                     **interval("accuracy", right),
                     **disjoint_interval(entrants[name], novel, shots, method, recipe),
                 }

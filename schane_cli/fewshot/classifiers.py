@@ -15,6 +15,7 @@ from torch import Tensor
 from schane_cli.errors import nearest
 from schane_cli.fewshot.logistic_regression import fit_logistic
 
+LARGEST_SQUARE = 1e9
 NORMALIZATIONS = ("none", "l2", "cl2n")
 
 
@@ -82,13 +83,20 @@ def ridge(support: Tensor, query: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 
 def logistic(support: Tensor, query: Tensor, *, C: float = 1.0) -> Tensor:  # noqa: N803 (scikit-learn's name)
-    """Multinomial logistic regression with an L2 penalty: scikit-learn's LogisticRegression(C), to convergence."""
+    """Multinomial logistic regression with an L2 penalty: scikit-learn's LogisticRegression(C), to convergence.
+
+    Features whose squared length exceeds LARGEST_SQUARE on average are fitted at that length: the probabilities of the
+    support are 0 and 1 to the last digit by then, and longer ones leave float64 nothing to solve with.
+    """
     flat, targets = _flatten(support)
     # Without their mean, which the intercept takes up, and in float64 the inner products keep all their digits.
     center = flat.mean(dim=1, keepdim=True)
     flat = flat - center
     rows = flat if flat.device.type == "mps" else flat.double()  # Apple's GPUs have no float64
-    coefficients, intercept = fit_logistic(rows @ rows.mT, targets, C=C)
+    gram = rows @ rows.mT
+    excess = (gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1) / LARGEST_SQUARE).clamp(min=1)[:, None, None]
+    coefficients, intercept = fit_logistic(gram / excess, targets, C=C)
+    coefficients = coefficients / excess
     products = _products(query, flat) - center @ flat.mT
     return products @ coefficients.to(query.dtype) + intercept.to(query.dtype)
 
@@ -154,11 +162,15 @@ def _flatten(support: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Method:
-    """A classifier: its function, whether it looks at all queries of an episode together, and where it comes from."""
+    """A classifier: its function, whether it looks at all queries of an episode together, and where it comes from.
+
+    `deviation`: what differs from that source, said beside every result; empty where nothing does.
+    """
 
     logits: Callable[..., Tensor]
     transductive: bool
     source: str
+    deviation: str = ""
 
 
 CLASSIFIERS: dict[str, Method] = {
@@ -166,8 +178,15 @@ CLASSIFIERS: dict[str, Method] = {
     "simpleshot": Method(simpleshot, False, "SimpleShot CL2N, arXiv 1911.04623"),
     "ridge": Method(ridge, False, "R2-D2's ridge regression, arXiv 1805.08136"),
     "logistic": Method(logistic, False, "RFS, arXiv 2003.11539"),
-    "bd-cspn": Method(bd_cspn, True, "BD-CSPN, arXiv 1911.10713"),
-    "laplacianshot": Method(laplacianshot, True, "LaplacianShot, arXiv 2006.15486"),
+    "bd-cspn": Method(
+        bd_cspn, True, "BD-CSPN, arXiv 1911.10713", "pseudo-labels every query, not the Z surest of each class"
+    ),
+    "laplacianshot": Method(
+        laplacianshot,
+        True,
+        "LaplacianShot, arXiv 2006.15486",
+        "lambda stays at 0.7, not tuned on validation classes; from bd-cspn's prototypes, 20 rounds",
+    ),
 }
 
 

@@ -1,42 +1,51 @@
 """Embedding quality: every metric with its bootstrap interval, and the paired comparison of two checkpoints.
 
-What the bootstrap resamples is the images, 1,000 times by default, the same resamples for every metric; intervals are
-quantiles shifted onto the metric's value (`bootstrap_interval`). No metric is computed anew on a resample, where an
-image drawn twice would be its own nearest neighbour and a pair at distance zero. Instead
+What varies is the images. Which method a metric's interval is from, or why it has none, the registry says; how often
+each holds the truth, and how wide it is, results/benchmarks/coverage.md. No metric is computed anew on a bootstrap
+resample, where an image drawn twice would be its own nearest neighbour and a pair at distance zero. Instead
 
 - metrics over pairs (cosines, alignment, uniformity, AUC) are U-statistics over i != j by original index, resampled by
   their first-order (Hajek) projection;
 - silhouette and mAP@R resample each image's own result plus what it does to the others' (through its class's mean, in
   their gallery);
-- kNN accuracy, recall@k, linear probe and NMI resample each image's own result; gallery, classifiers and clusters stay
-  as they are, so that their own variation is not in the interval. Where classes overlap that makes it too narrow: over
-  fresh draws of 600 images of 10 classes it held the mean in 84 % (k=1), 90 to 93 % (larger k), 89 % (probe) and 72 %
-  (NMI, whose k-means may settle elsewhere) instead of 95 %;
 - metrics of the spectrum and of the scatter resample coordinates along axes that stay as they are, which is exact to
-  first order (isotropy excepted, whose interval is given its axes: 89 % overall, 70 % within class by the same draws).
+  first order;
+- kNN accuracy, recall@k and the linear probe are measured anew on halves of the images (`Halves`), without repeats.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from schane_cli.metrics.bootstrap import Bootstrap, Floats, Ints, Measured
+from schane_cli.metrics.bootstrap import Bootstrap, Floats, Halves, Ints, Measured
 from schane_cli.metrics.checks import as_array, require_direction, require_finite
-from schane_cli.metrics.intervals import Estimate, bootstrap_interval
-from schane_cli.metrics.neighbours import PairPass, pass_over_pairs
-from schane_cli.metrics.registry import metric
+from schane_cli.metrics.intervals import (
+    Estimate,
+    bootstrap_interval,
+    halves_interval,
+    holm_where_tested,
+    resampled_change,
+)
+from schane_cli.metrics.neighbours import PairPass, pair_terms, pass_over_pairs, retrieval_halves
+from schane_cli.metrics.registry import HALVES, metric
 from schane_cli.metrics.separation import (
     class_sums,
     fisher_ratio,
     kmeans_clusters,
+    linear_probe_accuracy,
     linear_probe_correct,
     neural_collapse_1,
     normalised_mutual_information,
     silhouette,
 )
 from schane_cli.metrics.spectrum import Axes, effective_rank, iso_score, isotropy, principal_axes
+
+N_SPLITS = 25  # into halves: the standard error is then known to within 14 %, which Student's t allows for
+PROBE_SPLITS = 10  # the linear probe takes a decomposition for each half
+NO_RESAMPLES = np.zeros(0)
 
 Progress = Callable[[str, float], None]
 Draft = tuple[str, Measured, int]  # name in the registry, value and resamples, images that count
@@ -46,7 +55,8 @@ Draft = tuple[str, Measured, int]  # name in the registry, value and resamples, 
 class PairedDifference:
     """A metric under two checkpoints on the same images: second minus first, with its paired 95 % interval.
 
-    `better`: the checkpoint the interval favours; "neither" where it holds 0 or the metric has no direction.
+    `p_holm` is adjusted for all the metrics compared. `better`: the checkpoint that is told apart by it at 5 %;
+    "neither" where none is, or no direction of the metric is better.
     """
 
     first: float
@@ -54,6 +64,8 @@ class PairedDifference:
     difference: float
     ci95: tuple[float, float] | None
     n: int
+    p_value: float | None
+    p_holm: float | None
     better: Literal["first", "second", "neither"]
 
 
@@ -87,18 +99,22 @@ def analyse_embeddings(
     vectors, classes = check_embeddings(embeddings, labels)
     tell = progress or (lambda step, share: None)
     bootstrap = Bootstrap(len(vectors), n_resamples=n_bootstrap, seed=seed)
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    wide = vectors.astype(np.float64)
+    exact_unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    unit = exact_unit.astype(np.float32)
     drafts: list[Draft] = []
     tell("spectrum", 0.0)
     as_they_are = principal_axes(vectors)
     drafts += _spectrum_metrics(vectors, unit, classes, as_they_are, bootstrap)
-    pairs = pass_over_pairs(unit, classes, bootstrap, lambda share: tell("pairs", share))
+    pairs = pass_over_pairs(exact_unit, classes, bootstrap, lambda share: tell("pairs", share))
     drafts += _cosine_metrics(unit, classes, pairs, bootstrap)
-    drafts += _retrieval_metrics(pairs, bootstrap)
+    halves = Halves(len(vectors), n_splits=N_SPLITS, seed=seed)
+    drafts += _retrieval_metrics(pairs, retrieval_halves(pairs, classes, halves), bootstrap)
     tell("classes", 0.0)
     clusters = kmeans_clusters(unit, int(classes.max()) + 1, seed)
-    probe_correct, _ = linear_probe_correct(vectors, classes)
-    drafts += _class_metrics(vectors, unit, classes, clusters, probe_correct, bootstrap)
+    probe_correct, penalty = linear_probe_correct(vectors, classes)
+    drafts.append(("linear-probe accuracy", _probe(vectors, classes, probe_correct, penalty, halves), len(vectors)))
+    drafts += _class_metrics(vectors, unit, classes, clusters, bootstrap)
     tell("classes", 1.0)
     return EmbeddingAnalysis(
         metrics={name: _estimate(name, measured, n) for name, measured, n in drafts},
@@ -115,29 +131,48 @@ def analyse_embeddings(
 def compare_embeddings(first: EmbeddingAnalysis, second: EmbeddingAnalysis) -> dict[str, PairedDifference]:
     """Each metric's difference, second minus first, between two checkpoints on the same images in the same order.
 
-    The interval comes from the differences on the same resamples. Raises ValueError where images, labels, seed or the
+    The interval comes from the differences on the same resamples, and the p-values are Holm's over all metrics that
+    have one. Raises ValueError where images, labels, seed or the
     number of resamples differ.
     """
     same_images = np.array_equal(first.labels, second.labels)
     if not same_images or first.seed != second.seed:
         what = "images: their labels differ" if not same_images else f"resamples: seeds {first.seed} and {second.seed}"
         raise ValueError(f"a paired comparison needs both analyses on the same {what}")
-    if {len(r) for r in first.resamples.values()} != {len(r) for r in second.resamples.values()}:
+    if [r.shape for r in first.resamples.values()] != [r.shape for r in second.resamples.values()]:
         raise ValueError("a paired comparison needs as many resamples in both analyses")
+    changes = {name: _change(name, first, second) for name in first.metrics}
+    adjusted = holm_where_tested([change.p_value for change in changes.values()])
     return {
-        name: _difference(name, one, second.metrics[name], second.resamples[name] - first.resamples[name])
-        for name, one in first.metrics.items()
+        name: PairedDifference(
+            c.first.value, c.second.value, c.difference, c.ci95, c.first.n, c.p_value, p, _verdict(name, c, p)
+        )
+        for (name, c), p in zip(changes.items(), adjusted, strict=True)
     }
 
 
-def _difference(name: str, a: Estimate, b: Estimate, resamples: Floats) -> PairedDifference:
+class _Change(NamedTuple):
+    first: Estimate
+    second: Estimate
+    difference: float
+    ci95: tuple[float, float] | None
+    p_value: float | None
+
+
+def _change(name: str, first: EmbeddingAnalysis, second: EmbeddingAnalysis) -> _Change:
+    a, b = first.metrics[name], second.metrics[name]
     change = b.value - a.value
-    low, high = bootstrap_interval(change, resamples)
-    better: Literal["first", "second", "neither"] = "neither"
+    if a.ci95 is None:
+        return _Change(a, b, change, None, None)
+    interval, p_value = resampled_change(change, second.resamples[name] - first.resamples[name])
+    return _Change(a, b, change, interval, p_value)
+
+
+def _verdict(name: str, change: _Change, p: float | None) -> Literal["first", "second", "neither"]:
     direction = metric(name).direction
-    if direction != "none" and not low <= 0 <= high:
-        better = "second" if (change > 0) == (direction == "higher") else "first"
-    return PairedDifference(a.value, b.value, change, (low, high), a.n, better)
+    if p is None or p >= 0.05 or direction == "none":
+        return "neither"
+    return "second" if (change.difference > 0) == (direction == "higher") else "first"
 
 
 def check_embeddings(embeddings: Any, labels: Any) -> tuple[Floats, Ints]:
@@ -162,8 +197,8 @@ def _spectrum_metrics(
     vectors: Floats, unit: Floats, classes: Ints, as_they_are: Axes, bootstrap: Bootstrap
 ) -> Iterator[Draft]:
     n, wide = len(vectors), vectors.astype(np.float64)
-    yield "isotropy", isotropy(as_they_are, bootstrap), n
-    yield "isotropy of unit vectors", isotropy(principal_axes(unit), bootstrap), n
+    yield "isotropy", Measured(isotropy(as_they_are), NO_RESAMPLES), n
+    yield "isotropy of unit vectors", Measured(isotropy(principal_axes(unit)), NO_RESAMPLES), n
     yield "effective rank", effective_rank(as_they_are, bootstrap), n
     yield "IsoScore", iso_score(principal_axes(wide - wide.mean(axis=0)), bootstrap), n
     sizes = np.bincount(classes)
@@ -171,7 +206,7 @@ def _spectrum_metrics(
     if (residuals**2).sum() <= 1e-12 * (wide**2).sum():
         raise ValueError("every image has its class's mean embedding, so metrics within class have nothing to measure")
     within = principal_axes(residuals)
-    yield "isotropy, within class", isotropy(within, bootstrap), n
+    yield "isotropy, within class", Measured(isotropy(within), NO_RESAMPLES), n
     yield "effective rank, within class", effective_rank(within, bootstrap), n
     yield "IsoScore, within class", iso_score(within, bootstrap), n
 
@@ -196,34 +231,33 @@ def _cosine_metrics(unit: Floats, classes: Ints, pairs: PairPass, bootstrap: Boo
     yield "uniformity, within class", _log_mean(pairs.uniformity_positive, n_positive, bootstrap), n_paired
 
 
-def pair_terms(sums: Floats, counts: Floats) -> Floats:
-    """Per-image terms (n,) whose mean is the average over pairs, and whose resampled mean is its Hajek projection.
-
-    `sums` and `counts` (n,): each image's sum over its pairs, and how many they are. An image is in two ends of a pair,
-    hence the 2 (Hoeffding 1948; the ratio linearised where counts differ).
-    """
-    sums, counts = sums.astype(np.float64), counts.astype(np.float64)
-    average = sums.sum() / counts.sum()
-    terms: Floats = average + 2 * (sums - average * counts) / counts.mean()
-    return terms
-
-
 def _log_mean(sums: Floats, counts: Floats, bootstrap: Bootstrap) -> Measured:
     terms = pair_terms(sums, counts)
     smallest = np.finfo(np.float64).tiny
     return bootstrap.measure(terms[:, None], lambda means: np.log(np.maximum(means[:, 0], smallest)))
 
 
-def _retrieval_metrics(pairs: PairPass, bootstrap: Bootstrap) -> Iterator[Draft]:
+def _retrieval_metrics(pairs: PairPass, halves: dict[str, Floats], bootstrap: Bootstrap) -> Iterator[Draft]:
     n = len(pairs.average_precision)
     for k, correct in pairs.knn_correct.items():
-        yield f"kNN accuracy, k={k}", bootstrap.measure(correct), n
+        name = f"kNN accuracy, k={k}"
+        yield name, Measured(float(correct.mean(dtype=np.float64)), halves[name]), n
     counted = np.isfinite(pairs.average_precision)
     n_counted = int(counted.sum())
     for k, hit in pairs.recall_hit.items():
-        yield f"recall@{k}", _mean_where(counted, hit, bootstrap), n_counted
+        name = f"recall@{k}"
+        yield name, Measured(float(hit[counted].mean(dtype=np.float64)), halves[name]), n_counted
     results = np.where(counted, pairs.average_precision, 0.0) + pairs.gallery_gain - pairs.gallery_gain.mean()
     yield "mAP@R", _mean_where(counted, results, bootstrap), n_counted
+
+
+def _probe(vectors: Floats, classes: Ints, correct: Floats, penalty: float, halves: Halves) -> Measured:
+    """Linear-probe accuracy; on halves with the penalty that was chosen on all images, and fewer of them."""
+
+    def measure(half: NDArray[np.bool_]) -> Floats:
+        return np.array([linear_probe_accuracy(vectors[half], classes[half], penalty)])
+
+    return Measured(float(correct.mean()), halves.values(measure, slice(PROBE_SPLITS))[:, :, 0])
 
 
 def _mean_where(counted: Any, results: Floats, bootstrap: Bootstrap) -> Measured:
@@ -233,16 +267,19 @@ def _mean_where(counted: Any, results: Floats, bootstrap: Bootstrap) -> Measured
 
 
 def _class_metrics(
-    vectors: Floats, unit: Floats, classes: Ints, clusters: Ints, probe_correct: Floats, bootstrap: Bootstrap
+    vectors: Floats, unit: Floats, classes: Ints, clusters: Ints, bootstrap: Bootstrap
 ) -> Iterator[Draft]:
     n = len(vectors)
-    yield "linear-probe accuracy", bootstrap.measure(probe_correct), n
     yield "silhouette", silhouette(unit, classes, bootstrap), n
-    yield "NMI of k-means", normalised_mutual_information(classes, clusters, bootstrap), n
+    yield "NMI of k-means", Measured(normalised_mutual_information(classes, clusters), NO_RESAMPLES), n
     yield "Fisher ratio", fisher_ratio(vectors, classes, bootstrap), n
     yield "NC1", neural_collapse_1(vectors, classes, bootstrap), n
 
 
 def _estimate(name: str, measured: Measured, n: int) -> Estimate:
-    interval = bootstrap_interval(measured.value, measured.resamples, metric(name).bounds)
-    return Estimate(measured.value, interval, n)
+    known = metric(name)
+    if not known.interval:
+        return Estimate(measured.value, None, n)
+    if known.interval == HALVES:
+        return Estimate(measured.value, halves_interval(measured.value, measured.resamples, n), n)
+    return Estimate(measured.value, bootstrap_interval(measured.value, measured.resamples, known.bounds), n)

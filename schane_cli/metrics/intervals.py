@@ -91,6 +91,35 @@ def bootstrap_interval(
     return float(ends[0]), float(ends[1])
 
 
+def halves_interval(value: float, halves: NDArray[np.floating[Any]], n: float) -> tuple[float, float]:
+    """95 % interval of a share of `n` images from its values on halves (2, K), see `Halves`.
+
+    Wilson's interval for as many independent images as have the variance that the halves show, and never more than
+    there are: near 0 and 1 it keeps the length that the images' number alone demands.
+    """
+    share, variance = float(halves.mean()), _halves_error(halves) ** 2
+    if variance > 0:
+        variance *= (stats.t.ppf(0.975, halves.shape[1]) / Z) ** 2
+        n = min(n, max(share * (1 - share) / variance, 1.0))
+    return wilson(value, n)
+
+
+def _halves_error(halves: NDArray[np.floating[Any]]) -> float:
+    """Standard error, on all images, of a metric whose values on halves (2, K) are given."""
+    return math.sqrt(float(((halves[0] - halves[1]) ** 2).mean()) / 4)
+
+
+def resampled_change(change: float, resamples: NDArray[np.floating[Any]]) -> tuple[tuple[float, float], float]:
+    """95 % interval and two-sided p-value of a paired difference, from its `resamples` (B,) or halves (2, K)."""
+    halves = resamples.ndim == 2
+    error = _halves_error(resamples) if halves else float(resamples.std())
+    spread = stats.t(resamples.shape[1]) if halves else stats.norm()
+    if error <= 1e-12:  # the very same results: no spread to judge by
+        return (change, change), 1.0
+    half = float(spread.ppf(0.975)) * error
+    return (change - half, change + half), float(2 * spread.sf(abs(change) / error))
+
+
 def t_interval(values: ArrayLike, bounds: tuple[float, float] = UNBOUNDED) -> Estimate:
     """Mean of `values` (m,) over seeds or episodes, with the two-sided 95 % interval of Student's t.
 

@@ -5,8 +5,8 @@ chunk is there.
 
 An image counts twice in mAP@R: as a query, and in the gallery of all other queries. Its gallery gain is the sum over
 queries of AP with it minus AP without it (the next image moving up), in closed form from the sorted neighbours; the
-bootstrap resamples both. kNN accuracy and recall@k are resampled by query alone: one image's absence flips so few
-votes that its gain is mostly noise, and intervals with it came out up to 1.8 times too wide.
+bootstrap resamples both. kNN accuracy and recall@k have their intervals from halves of the images: resampled by query
+alone, the gallery kept, they came out too narrow, and one image's absence flips so few votes that its gain is noise.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from schane_cli.metrics.bootstrap import Bootstrap, Floats, Ints, Measured
+from schane_cli.metrics.bootstrap import Bootstrap, Floats, Halves, Ints, Measured
 
 CHUNK_CELLS = 4_000_000  # similarities held at a time: 16 MB in float32, about six times that with the temporaries
-HISTOGRAM_BINS = 2000  # of width 0.001 on [-1, 1], narrow enough for the AUC of embeddings that all lie in one cone
+HISTOGRAM_BINS = 2000  # of width 0.001 on [-1, 1], for the picture
+SAMPLE_CELLS = 4_000_000  # pairs whose quantiles bound the bins of AUC
+QUANTILES = 8192  # of the bins between which AUC counts ties: at most one part in so many of the pairs is in a bin
 KNN_KS = (1, 10, 20, 100, 200)
 KNN_TEMPERATURE = 0.07
 RECALL_KS = (1, 5, 10)
@@ -29,7 +32,8 @@ KEPT_NEIGHBOURS = 10
 class PairPass:
     """What the pass leaves, image by image; indices are rows of the embeddings.
 
-    `neighbours`, `neighbour_cosines` (n, up to 10): nearest other images, nearest first. `hardest_negative`,
+    `neighbours`, `neighbour_cosines` (n, up to 10): nearest other images, nearest first; `deep_neighbours`,
+    `deep_cosines` (n, depth): the same as far as halves need them. `hardest_negative`,
     `hardest_negative_cosine` (n,): the most similar image of another class. `knn_correct`, `recall_hit` {k: (n,)}: 1
     where right. `average_precision` (n,): AP@R, NaN where an image is alone in its class. `gallery_gain` (n,): what an
     image adds to the others' AP@R. `uniformity_all`, `uniformity_positive` (n,): sums over other images, and over
@@ -39,6 +43,8 @@ class PairPass:
 
     neighbours: Ints
     neighbour_cosines: Floats
+    deep_neighbours: Ints
+    deep_cosines: Floats
     hardest_negative: Ints
     hardest_negative_cosine: Floats
     knn_correct: dict[int, Floats]
@@ -61,43 +67,99 @@ def pass_over_pairs(
     """
     n = len(unit)
     rows, targets = torch.from_numpy(np.ascontiguousarray(unit, dtype=np.float32)), torch.from_numpy(labels).long()
-    # One deeper than any k or R, so that the image that moves up is known.
-    depth = min(n - 1, max(*KNN_KS, *RECALL_KS, int(np.bincount(labels).max()) - 1) + 1)
+    # One deeper than any k or R, so that the image that moves up is known; half of these may be in the other half.
+    depth = min(n - 1, max(*(2 * k + int(6 * k**0.5) for k in KNN_KS), int(np.bincount(labels).max()) - 1) + 1)
+    bins = _cosine_bins(torch.from_numpy(unit).double(), targets)
     gain = torch.zeros(n, dtype=torch.float64)
     per_image: list[dict[str, torch.Tensor]] = []
     histograms = np.zeros((2, HISTOGRAM_BINS), dtype=np.int64)
-    weighted = np.zeros((2, len(bootstrap.counts), HISTOGRAM_BINS))
+    ranked = np.zeros((2, len(bins.edges) + 1), dtype=np.int64)
     chunk = max(1, CHUNK_CELLS // n)
     for start in range(0, n, chunk):
         images = slice(start, min(start + chunk, n))
         cosines = rows[images] @ rows.T  # (chunk, n)
         positive = targets[images, None] == targets  # (chunk, n), itself still in
-        per_row = _row_histograms(cosines, positive, start)
-        histograms += per_row.sum(axis=1, dtype=np.int64)
-        for kind in range(2):
-            weighted[kind] += bootstrap.weighted_sums(per_row[kind], images)
+        histograms += _histograms(cosines, positive, start)
+        counts, placements = bins.read(cosines, positive, images)
+        ranked += counts
         per_image.append(
-            _kernel_sums(cosines, positive, start) | _retrieval(cosines, positive, targets, start, depth, gain)
+            placements
+            | _kernel_sums(cosines, positive, start)
+            | _retrieval(cosines, positive, targets, start, depth, gain)
         )
         if progress is not None:
             progress(images.stop / n)
     columns = {key: torch.cat([part[key] for part in per_image]).numpy() for key in per_image[0]}
-    return _assemble(columns, gain, histograms, _auc(histograms, weighted))
+    sizes = np.bincount(labels)[labels].astype(np.float64)
+    auc = _auc(ranked, columns.pop("positive_placements"), columns.pop("negative_placements"), sizes - 1, bootstrap)
+    return _assemble(columns, gain, histograms, auc)
 
 
-def _row_histograms(cosines: torch.Tensor, positive: torch.Tensor, start: int) -> Floats:
-    """Counts (2, chunk, bins) of each row's positive and negative cosines, itself left out."""
-    chunk, itself = len(cosines), torch.arange(len(cosines))
+def _histograms(cosines: torch.Tensor, positive: torch.Tensor, start: int) -> Ints:
+    """Counts (2, bins) of the positive and negative cosines of some rows, each image's own left out."""
+    itself = torch.arange(len(cosines))
     where = ((cosines + 1) * (HISTOGRAM_BINS / 2)).long().clamp_(0, HISTOGRAM_BINS - 1)
-    where += HISTOGRAM_BINS * itself[:, None]
-    size = chunk * HISTOGRAM_BINS
-    everyone = torch.bincount(where.view(-1), minlength=size)
-    own_class = torch.bincount(where[positive], minlength=size)
-    own_bin = where[itself, itself + start]
-    everyone[own_bin] -= 1
-    own_class[own_bin] -= 1
-    counts: Floats = torch.stack([own_class, everyone - own_class]).view(2, chunk, HISTOGRAM_BINS).float().numpy()
+    everyone = torch.bincount(where.view(-1), minlength=HISTOGRAM_BINS)
+    own_class = torch.bincount(where[positive], minlength=HISTOGRAM_BINS)
+    own = torch.bincount(where[itself, itself + start], minlength=HISTOGRAM_BINS)
+    counts: Ints = torch.stack([own_class - own, everyone - own_class]).numpy()
     return counts
+
+
+@dataclass(frozen=True)
+class CosineBins:
+    """Bins of cosines, each with at most 1 in QUANTILES of a sample of the positive and of the negative pairs.
+
+    Bins of one width fail where all embeddings lie in a narrow cone. `edges` (m,) ascending; `below` (2, m + 1): the
+    share of the sample's positive and negative pairs below each bin, its own counted half. Cosines are rounded to
+    `step`, so that rounding errors break no ties; `unit` (n, d), in float64, gives them where they lie closer than
+    float32 can tell, else None.
+    """
+
+    edges: torch.Tensor
+    below: torch.Tensor
+    step: float
+    unit: torch.Tensor | None
+
+    def read(
+        self, cosines: torch.Tensor, positive: torch.Tensor, images: slice
+    ) -> tuple[Ints, dict[str, torch.Tensor]]:
+        """Counts (2, m + 1) of the positive and negative pairs of some rows, and each row's sum of placements.
+
+        A placement: the share of negative pairs below a positive one, and of positive pairs above a negative one.
+        """
+        itself, start = torch.arange(len(cosines)), images.start
+        exact = cosines.double() if self.unit is None else self.unit[images] @ self.unit.T
+        where = torch.bucketize((exact / self.step).round(), self.edges)
+        other_class, own_class = ~positive, positive.clone()
+        own_class[itself, itself + start] = False
+        size = len(self.edges) + 1
+        counts = torch.stack([torch.bincount(where[kind], minlength=size) for kind in (own_class, other_class)])
+        sums = {
+            "positive_placements": (self.below[1][where] * own_class).sum(dim=1),
+            "negative_placements": ((1 - self.below[0])[where] * other_class).sum(dim=1),
+        }
+        ranked: Ints = counts.numpy()
+        return ranked, sums
+
+
+def _cosine_bins(unit: torch.Tensor, targets: torch.Tensor) -> CosineBins:
+    """Bins by quantiles of the pairs of some images, spread over the set, with all others; `unit` (n, d) in float64."""
+    n = len(unit)
+    some = torch.linspace(0, n - 1, min(n, max(1, SAMPLE_CELLS // n))).long()
+    cosines, same = unit[some] @ unit.T, targets[some, None] == targets
+    apart = some[:, None] != torch.arange(n)
+    kinds = [cosines[same & apart].sort().values, cosines[~same].sort().values]
+    narrow = max(float(kind[len(kind) * 9 // 10] - kind[len(kind) // 10]) for kind in kinds if len(kind)) < 0.01
+    step = 1e-12 if narrow else 1e-6
+    kinds = [(kind / step).round() for kind in kinds]
+    quantiles = torch.linspace(0, 1, QUANTILES + 1, dtype=torch.float64)
+    edges = torch.cat([kind[(quantiles * (len(kind) - 1)).long()] for kind in kinds if len(kind)]).unique()
+    below = []
+    for kind in kinds:
+        counts = torch.bincount(torch.bucketize(kind, edges), minlength=len(edges) + 1).double()
+        below.append((counts.cumsum(0) - counts / 2) / max(len(kind), 1))
+    return CosineBins(edges, torch.stack(below), step, unit if narrow else None)
 
 
 def _kernel_sums(cosines: torch.Tensor, positive: torch.Tensor, start: int) -> dict[str, torch.Tensor]:
@@ -129,6 +191,8 @@ def _retrieval(
     result = {
         "neighbours": nearest.indices[:, :KEPT_NEIGHBOURS].clone(),
         "neighbour_cosines": nearest.values[:, :KEPT_NEIGHBOURS].clone(),
+        "deep_neighbours": nearest.indices.int(),
+        "deep_cosines": nearest.values,
         "hardest_negative": hardest.indices,
         "hardest_negative_cosine": hardest.values,
         "average_precision": average_precision,
@@ -187,21 +251,66 @@ def _knn(found: torch.Tensor, cosines: torch.Tensor, own: torch.Tensor, n_classe
     return correct
 
 
-def _auc(histograms: Ints, weighted: Floats) -> Measured:
-    """AUC of the histograms (2, bins), and of each resample's (2, B, bins), ties within a bin counted one half.
+def _auc(ranked: Ints, positive: Floats, negative: Floats, n_positive: Floats, bootstrap: Bootstrap) -> Measured:
+    """AUC of the counts (2, bins) of all pairs, ties within a bin counted one half; resampled to first order.
 
-    A pair is in a resample as often as its images' counts multiply to; w_i w_j is taken to first order,
-    w_i + w_j - 1, so that one sum over rows gives every resample.
+    `positive`, `negative` (n,): each image's sums of placements; `n_positive` (n,): its pairs within the class.
     """
-    resampled = 2 * weighted - histograms[:, None]
-    return Measured(float(_auc_of(histograms[:, None].astype(np.float64))[0]), _auc_of(resampled))
+    shares = ranked / ranked.sum(axis=1, keepdims=True)
+    value = float((shares[0] * (np.cumsum(shares[1]) - shares[1] / 2)).sum())
+    terms = pair_terms(positive, n_positive) + pair_terms(negative, len(positive) - 1 - n_positive)
+    return bootstrap.measure(terms - terms.mean() + value)
 
 
-def _auc_of(histograms: Floats) -> Floats:
-    positive, negative = histograms / histograms.sum(axis=2, keepdims=True)
-    below = np.cumsum(negative, axis=1) - negative
-    auc: Floats = (positive * (below + negative / 2)).sum(axis=1)
-    return auc
+def pair_terms(sums: Floats, counts: Floats) -> Floats:
+    """Per-image terms (n,) whose mean is the average over pairs, and whose resampled mean is its Hajek projection.
+
+    `sums` and `counts` (n,): each image's sum over its pairs, and how many they are. An image is in two ends of a pair,
+    hence the 2 (Hoeffding 1948; the ratio linearised where counts differ).
+    """
+    sums, counts = sums.astype(np.float64), counts.astype(np.float64)
+    average = sums.sum() / counts.sum()
+    terms: Floats = average + 2 * (sums - average * counts) / counts.mean()
+    return terms
+
+
+def retrieval_halves(pairs: PairPass, labels: Ints, halves: Halves) -> dict[str, Floats]:
+    """kNN accuracy and recall on halves (2, K), by the registry's names; each half is its own gallery."""
+    names = [*(f"kNN accuracy, k={k}" for k in pairs.knn_correct), *(f"recall@{k}" for k in pairs.recall_hit)]
+    neighbours, targets = torch.from_numpy(pairs.deep_neighbours).long(), torch.from_numpy(labels).long()
+    votes = (torch.from_numpy(pairs.deep_cosines) / KNN_TEMPERATURE - 1 / KNN_TEMPERATURE).exp()
+
+    def measure(half: NDArray[np.bool_]) -> Floats:
+        inside = torch.from_numpy(half)
+        rows = inside.nonzero()[:, 0]
+        return _retrieval_within(neighbours[rows], votes[rows], targets, rows, inside, pairs)
+
+    values = halves.values(measure)
+    return {name: values[:, :, column] for column, name in enumerate(names)}
+
+
+def _retrieval_within(
+    neighbours: torch.Tensor,
+    votes: torch.Tensor,
+    targets: torch.Tensor,
+    rows: torch.Tensor,
+    inside: torch.Tensor,
+    pairs: PairPass,
+) -> Floats:
+    """kNN accuracies and recalls (m,) of the images `rows`, by those of their neighbours that are `inside` too."""
+    there, classes, own = inside[neighbours], targets[neighbours], targets[rows]
+    rank = there.cumsum(dim=1)
+    tally, counted, results = torch.zeros(len(rows), int(targets.max()) + 1), 0, []
+    for k in pairs.knn_correct:
+        tally.scatter_add_(1, classes, votes * (there & (rank > counted) & (rank <= k)))
+        results.append(float((tally.argmax(dim=1) == own).float().mean()))
+        counted = k
+    paired = torch.bincount(own, minlength=int(targets.max()) + 1)[own] > 1
+    relevant = there & (classes == own[:, None])
+    for k in pairs.recall_hit:
+        hit = (relevant & (rank <= k)).any(dim=1)
+        results.append(float(hit[paired].float().mean()) if paired.any() else 0.0)
+    return np.array(results)
 
 
 def _assemble(columns: dict[str, Floats], gain: torch.Tensor, histograms: Ints, auc: Measured) -> PairPass:

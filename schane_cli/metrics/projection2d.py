@@ -77,7 +77,8 @@ def tsne(
     The neighbours are not sought after a PCA to 50 dimensions, as is customary: with 100 classes that loses some (30
     nearest kept: 0.568 against 0.598), and exact ones take a few per cent of the whole time.
 
-    Raises ValueError where n is not above 3 x perplexity (the neighbours t-SNE looks at), and for NaN (which rows).
+    Raises ValueError where n is not above 3 x perplexity (the neighbours t-SNE looks at), where all rows are the same,
+    and for NaN (which rows).
     """
     vectors = _check(embeddings)
     n_neighbours = int(3 * perplexity)
@@ -86,6 +87,8 @@ def tsne(
             f"t-SNE with perplexity {perplexity:g} needs a perplexity of at least 1 and more than {n_neighbours} "
             f"points; got {len(vectors)}"
         )
+    if (vectors == vectors[0]).all():
+        raise ValueError(f"all {len(vectors)} embeddings are the same: t-SNE has no distances to show")
     with threadpool_limits(threads):
         nearest, distances = _nearest(vectors, n_neighbours)
         index = PrecomputedNeighbors(nearest, distances)

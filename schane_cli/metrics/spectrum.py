@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
 from schane_cli.metrics.bootstrap import Bootstrap, Floats, Measured
@@ -45,30 +46,14 @@ def eigenvectors(symmetric: Floats) -> tuple[Floats, Floats]:
     return values, vectors
 
 
-def isotropy(axes: Axes, bootstrap: Bootstrap) -> Measured:
+def isotropy(axes: Axes) -> float:
     """min_c F(c) / max_c F(c) with F(c) = sum_v exp(c . v), c over the eigenvectors of V^T V and their opposites.
 
     An eigenvector's sign is arbitrary and F(c) differs from F(-c), so both are taken. Computed from log F, so that
     long vectors do not overflow. 1 is isotropic (Mu and Viswanath 2018, eq. 2; Liu et al. 2021, Mirror-BERT).
     """
-    log_f = []
-    for sign in (1.0, -1.0):
-        exponents = sign * axes.coordinates
-        largest = exponents.max(axis=0)
-        scaled = np.exp(exponents - largest).astype(np.float32)
-        log_f.append(
-            np.concatenate([np.log(scaled.mean(axis=0, dtype=np.float64))[None], _log(bootstrap.means(scaled))])
-            + largest
-        )
-    both = np.concatenate(log_f, axis=1)  # (1 + B, 2 d)
-    ratio = np.exp(both.min(axis=1) - both.max(axis=1))
-    return Measured(float(ratio[0]), ratio[1:])
-
-
-def _log(means: Floats) -> Floats:
-    """Log of means (B, d) that are 0 where a resample misses every image that matters: the smallest float then."""
-    logs: Floats = np.log(np.maximum(means.astype(np.float64), np.finfo(np.float32).tiny))
-    return logs
+    log_f = logsumexp(np.concatenate([axes.coordinates, -axes.coordinates], axis=1), axis=0)
+    return float(np.exp(log_f.min() - log_f.max()))
 
 
 def iso_score(centred: Axes, bootstrap: Bootstrap) -> Measured:

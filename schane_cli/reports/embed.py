@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from rich.table import Table
@@ -118,8 +117,8 @@ def write_embed_page(embedded: Embedded, found: Charts, thumbnails: Sheet) -> Pa
 
 CHECKPOINT_COLUMNS = ("name", "checkpoint", "epoch", "backbone", "loss", "seed", "dimensions")
 METRICS_NOTE = (
-    "Intervals are 95 %, from 1,000 bootstrap resamples of the images. Open a metric for its definition, source and "
-    "choices. A click on a column's head sorts."
+    "Intervals are 95 %, over images. Open a metric for its definition, source, choices, and how its interval is made "
+    "or why it has none. A click on a column's head sorts."
 )
 CHARTS_NOTE = (
     "Pairs of images by their cosine, as shares of all pairs of a kind. Classes against classes by the mean cosine of "
@@ -183,7 +182,12 @@ def _metrics_table(embedded: Embedded) -> dict[str, Any]:
         rows.append(
             {
                 "name": known.label,
-                "meaning": (known.definition, f"Choices: {known.choices}.", f"Source: {known.source}."),
+                "meaning": (
+                    known.definition,
+                    f"Choices: {known.choices}.",
+                    f"Source: {known.source}.",
+                    f"Interval: {known.interval}." if known.interval else f"No interval: {known.no_interval}.",
+                ),
                 "cells": [*cells, str(first.n), DIRECTIONS[known.direction]],
             }
         )
@@ -197,17 +201,19 @@ def _differences(embedded: Embedded, number: int) -> dict[str, Any]:
     rows = []
     for name, d in embedded.differences[number].items():
         known = metric(name)
+        p = "" if d.p_holm is None else f"{d.p_holm:.2g}"
         values = (known.text(d.first), known.text(d.second), known.change_text(d.difference))
-        rows.append((known.label, *values, known.change_interval(d.ci95), sentence(known, d, second)))
-    columns = ("metric", first, second, "difference", "paired 95 % interval", "what changed")
+        rows.append((known.label, *values, known.change_interval(d.ci95), p, sentence(known, d, second)))
+    columns = ("metric", first, second, "difference", "paired 95 % interval", "p", "what changed")
     return {"heading": f"From {first} to {second}", "columns": columns, "rows": rows}
 
 
 def sentence(known: Metric, d: PairedDifference, second: str) -> str:
     """One sentence: what the difference says, and what it does not."""
-    low, high = d.ci95 or (-np.inf, np.inf)
     moved = "Higher" if d.difference > 0 else "Lower"
-    if low <= 0 <= high:
+    if d.p_holm is None:
+        return "No interval, so no verdict."
+    if d.p_holm >= 0.05:
         return "No difference that these images can tell from zero."
     if known.direction == "none":
         return f"{moved} under {second}; no direction of this metric is better."

@@ -83,7 +83,9 @@ def _plus_minus(result: dict[str, Any], name: str) -> str:
 
 
 def _legend(summary: dict[str, Any]) -> str:
-    return (
+    legend = (
         f"± is a 95 % t-interval over the n episodes ({summary['queries']} queries per class). Over disjoint episodes "
         "it also accounts for the finite test set (arXiv 2409.02850)."
     )
+    deviations = {result["classifier"]: result.get("deviation") for result in summary["results"]}
+    return " ".join([legend, *(f"{name} differs from its paper: {text}." for name, text in deviations.items() if text)])

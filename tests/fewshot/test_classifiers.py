@@ -316,3 +316,22 @@ def test_the_streamed_centroids_of_a_cpu_are_the_classifiers(
     assert np.array_equal(found.predictions, slow.numpy())
     few = evaluate_episodes(features, episodes, classifier="centroid", chunk=5, **given)
     assert np.array_equal(few.predictions, found.predictions)
+
+
+@pytest.mark.parametrize("norm", [1e3, 1e5, 1e8])
+def test_logistic_regression_fits_features_of_any_length_as_scikit_learn_does(norm: float) -> None:
+    features, labels = digits()
+    features = norm * torch.nn.functional.normalize(features, dim=-1)
+    episodes = draw_episodes(labels, n_way=5, n_shot=5, n_query=10, n_episodes=3, seed=0)
+    scores = evaluate_episodes(features, episodes, classifier="logistic")
+    for support, query, ways, predicted in zip(
+        episodes.support, episodes.query, episodes.query_labels, scores.predictions, strict=True
+    ):
+        # the decision no longer depends on the length: theirs is fitted where their solver still converges
+        scale = min(1.0, 1e4 / norm)
+        theirs = LogisticRegression(max_iter=5000, tol=1e-8).fit(
+            scale * features[support.reshape(-1)].double().numpy(), np.repeat(np.arange(5), 5)
+        )
+        expected = theirs.predict(scale * features[query].double().numpy())
+        assert (expected == predicted).mean() >= 0.96
+        assert (predicted == ways).mean() > 0.5

@@ -20,7 +20,7 @@ from schane_cli.metrics.embedding import (
     pair_terms,
 )
 from schane_cli.metrics.intervals import Estimate
-from schane_cli.metrics.registry import metric
+from schane_cli.metrics.registry import BOOTSTRAP, metric
 from schane_cli.metrics.separation import fisher_ratio, linear_probe_correct, neural_collapse_1, silhouette
 from schane_cli.metrics.spectrum import effective_rank, iso_score, isotropy, principal_axes
 
@@ -114,7 +114,7 @@ def test_spectral_figures_equal_direct_decompositions(data, analysis):
 def test_a_cross_is_isotropic_and_has_full_rank_and_a_line_has_neither():
     cross = np.concatenate([np.eye(6), -np.eye(6)])
     bootstrap = Bootstrap(12, n_resamples=5, seed=0)
-    assert isotropy(principal_axes(cross), bootstrap).value == pytest.approx(1)
+    assert isotropy(principal_axes(cross)) == pytest.approx(1)
     assert effective_rank(principal_axes(cross), bootstrap).value == pytest.approx(6)
     assert iso_score(principal_axes(cross), bootstrap).value == pytest.approx(1)
     line = np.outer(np.linspace(-1, 1, 12), np.eye(6)[0])
@@ -130,9 +130,7 @@ def test_iso_score_of_k_equal_directions_is_k_minus_1_over_d_minus_1():
 def test_isotropy_of_long_vectors_neither_overflows_nor_warns():
     long = np.concatenate([np.eye(4), -np.eye(4)]) * 5000.0
     long[0] *= 1.01
-    assert isotropy(principal_axes(long), Bootstrap(8, n_resamples=5, seed=0)).value == pytest.approx(
-        np.exp(-50.0), 1e-3
-    )
+    assert isotropy(principal_axes(long)) == pytest.approx(np.exp(-50.0), 1e-3)
 
 
 def test_cosine_figures_equal_sums_over_all_pairs(data, analysis, cosines):
@@ -151,18 +149,35 @@ def test_cosine_figures_equal_sums_over_all_pairs(data, analysis, cosines):
 def test_uniformity_equals_wang_and_isolas_own_formula(data, analysis):
     unit = torch.nn.functional.normalize(torch.tensor(data[0]).double())
     expected = torch.pdist(unit).pow(2).mul(-2).exp().mean().log().item()
-    assert value(analysis.metrics, "uniformity") == pytest.approx(expected, abs=1e-5)
+    assert value(analysis.metrics, "uniformity") == pytest.approx(expected, abs=5e-5)
 
 
 def test_the_auc_and_histograms_equal_those_of_all_pairs(data, analysis, cosines):
     positive, negative = pairs_of(data[1])
     truth = np.repeat([1, 0], [positive.sum(), negative.sum()])
     expected = roc_auc_score(truth, np.concatenate([cosines[positive], cosines[negative]]))
-    assert value(analysis.metrics, "AUC of positive over negative cosines") == pytest.approx(expected, abs=2e-4)
+    assert value(analysis.metrics, "AUC of positive over negative cosines") == pytest.approx(expected, abs=5e-5)
     for counts, mask in ((analysis.pairs.positive_histogram, positive), (analysis.pairs.negative_histogram, negative)):
         assert counts.sum() == 2 * mask.sum()  # each pair from both its ends
         coarse = counts.reshape(20, -1).sum(axis=1) / 2
         np.testing.assert_allclose(coarse, np.histogram(cosines[mask], bins=20, range=(-1, 1))[0], atol=2)
+
+
+def test_the_auc_holds_in_a_narrow_cone_with_ties_and_with_an_outlier():
+    """Cosines that spread over 0.0003 were all ties in bins of 0.001."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    cone = 100 * np.eye(8)[0] + 0.4 * np.eye(8)[labels + 1] + 0.5 * rng.normal(size=(200, 8))
+    tied = np.eye(4)[labels] + np.eye(4)[rng.integers(0, 4, 200)]
+    outlier = np.concatenate([cone[:-1], -cone[-1:]])
+    for vectors in (cone, tied, outlier):
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        positive, negative = pairs_of(labels)
+        own = (unit @ unit.T).round(12)
+        truth = np.repeat([1, 0], [positive.sum(), negative.sum()])
+        expected = roc_auc_score(truth, np.concatenate([own[positive], own[negative]]))
+        pairs = neighbours.pass_over_pairs(unit, labels, Bootstrap(200, n_resamples=2, seed=0))
+        assert pairs.auc.value == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("k", [1, 10, 20])
@@ -220,7 +235,8 @@ def test_chunks_of_rows_change_nothing(data, analysis, monkeypatch):
     chunked_metrics = analyse_embeddings(*data, seed=0, n_bootstrap=400).metrics
     for whole, chunked in zip(analysis.metrics.values(), chunked_metrics.values(), strict=True):
         assert chunked.value == pytest.approx(whole.value, rel=1e-5)
-        assert chunked.ci95 == pytest.approx(whole.ci95, rel=1e-3, abs=1e-5)
+        assert (chunked.ci95 is None) == (whole.ci95 is None)
+        assert chunked.ci95 is None or chunked.ci95 == pytest.approx(whole.ci95, rel=1e-3, abs=1e-5)
 
 
 def test_the_linear_probe_equals_ridge_classifiers_each_fitted_without_the_image(data):
@@ -339,20 +355,11 @@ def test_pair_terms_average_to_the_pairs_and_move_as_one_more_image_does(cosines
 def test_intervals_have_the_spread_of_fresh_samples():
     """30 fresh draws of the images: the bootstrap's spread against the draws' own, within what 30 draws can tell.
 
-    Exempt are the figures whose interval quality.py says to be conditional.
+    What is measured on halves has its coverage in results/benchmarks/coverage.md.
     """
     runs = [analyse_embeddings(*clustered(300, seed), seed=seed, n_bootstrap=100) for seed in range(30)]
-    exempt = {
-        "isotropy",
-        "isotropy, within class",
-        "isotropy of unit vectors",
-        "NMI of k-means",
-        "kNN accuracy, k=1",
-        "recall@1",
-        "recall@10",
-    }
     for name in runs[0].metrics:
-        if name not in exempt:
+        if metric(name).interval == BOOTSTRAP:
             spread = np.std([run.metrics[name].value for run in runs], ddof=1)
             own = np.mean([run.resamples[name].std() for run in runs])
             assert 0.6 < own / spread < 1.6, name
@@ -361,7 +368,10 @@ def test_intervals_have_the_spread_of_fresh_samples():
 def test_every_metric_has_its_definition_and_an_interval_around_its_value(analysis):
     for name, estimate in analysis.metrics.items():
         known = metric(name)
-        assert estimate.ci95[0] <= estimate.value <= estimate.ci95[1]
+        assert bool(known.interval) == (estimate.ci95 is not None)
+        assert known.interval or known.no_interval
+        if estimate.ci95 is not None:
+            assert estimate.ci95[0] <= estimate.value <= estimate.ci95[1]
         assert known.definition.endswith(".")
         assert known.source
         assert known.choices
@@ -385,7 +395,7 @@ def test_the_same_seed_gives_the_same_metrics_and_tensors_are_taken(data, analys
 def test_a_checkpoint_does_not_differ_from_itself_and_tighter_classes_are_better(data, analysis):
     for row in compare_embeddings(analysis, analysis).values():
         assert row.difference == 0
-        assert row.ci95 == (0, 0)
+        assert row.ci95 in {(0, 0), None}
         assert row.better == "neither"
     tighter = analyse_embeddings(*clustered(spread=0.3), seed=0, n_bootstrap=400)
     rows = compare_embeddings(analysis, tighter)

@@ -71,3 +71,11 @@ def test_bad_embeddings_are_refused():
             picture_of(vectors)
         with pytest.raises(ValueError, match="at least 2 rows and 2 dimensions"):
             picture_of(np.ones((100, 1)))
+
+
+def test_identical_embeddings_are_refused_by_t_sne_and_duplicates_are_drawn() -> None:
+    with pytest.raises(ValueError, match="all 100 embeddings are the same"):
+        tsne(np.ones((100, 4)), seed=0)
+    vectors = np.random.default_rng(0).normal(size=(60, 4))
+    vectors[:50] = vectors[0]
+    assert np.isfinite(tsne(vectors, seed=0, perplexity=5)).all()

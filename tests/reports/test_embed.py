@@ -23,5 +23,6 @@ def test_a_difference_is_one_sentence(
     direction: str, change: float, ci95: tuple[float, float], better: str, said: str
 ) -> None:
     known = replace(metric("silhouette"), direction=direction)
-    difference = PairedDifference(0.5, 0.5 + change, change, ci95, 100, better)
+    p = 0.2 if ci95[0] < 0 < ci95[1] else 0.01
+    difference = PairedDifference(0.5, 0.5 + change, change, ci95, 100, p, p, better)
     assert sentence(known, difference, "schane") == said
