@@ -309,7 +309,7 @@ def rows(lines: list[dict[str, Any]], case: Case) -> list[str]:
                 for line in _of(lines, case, arm)
                 if line["lr"] == rate and line["seed"] in SEEDS
             }
-    return [_row(case, arm, kind, rates[arm, kind], table) for (arm, kind), runs in table.items() if len(runs) > 1]
+    return [_row(case, arm, kind, rates[arm, kind], table) for (arm, kind), runs in table.items() if len(runs) > 2]
 
 
 def _row(
@@ -323,7 +323,9 @@ def _row(
     change = "base"
     if own is not base:
         pair = paired_comparison(*([side[seed]["accuracy"] for seed in seeds] for side in (base, own)))
-        change = f"{100 * pair.difference:+.1f} ({100 * pair.low:+.1f} to {100 * pair.high:+.1f})"
+        change = f"{100 * pair.difference:+.1f}"
+        if pair.ci95 is not None:
+            change += f" ({100 * pair.ci95[0]:+.1f} to {100 * pair.ci95[1]:+.1f})"
     second = next(name for name in own[seeds[0]] if name != "accuracy")
     other = np.mean([own[seed][second] for seed in seeds])
     shown = f"1 shot {100 * other:.1f} %" if case.few_shot else f"NLL {other:.3f}"
