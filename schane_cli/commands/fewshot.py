@@ -68,7 +68,8 @@ def fewshot(
             seen the novel classes (unless allowed).
     """
     started = time.perf_counter()
-    splits = load_fewshot_splits(recipe.data)
+    splits = load_fewshot_splits(recipe.data, untrained=not checkpoints and recipe.train.epochs == 0)
+    check_ways(splits, recipe)
     episodes = draw_all(splits.novel, recipe)
     check_classifiers(recipe.fewshot)
     training: dict[str, Any] = {}
@@ -113,6 +114,19 @@ def fewshot(
         write_tables(run, correct, episodes, splits.novel)
         run.finish(summary)
     return plain(summary)
+
+
+def check_ways(splits: FewshotSplits, recipe: Recipe) -> None:
+    """BadRequest for more ways than there are novel classes; it says how the classes were divided."""
+    ways, novel, base = recipe.fewshot.ways, len(splits.novel.class_names), len(splits.base.class_names)
+    if ways > novel:
+        divided = f"of its {base + novel} classes {base} are for training and {novel} for testing"
+        if splits.base.class_names == splits.novel.class_names:
+            divided = f"it has {novel} classes"
+        raise BadRequest(
+            f"{ways} ways asked for, but {recipe.data.dataset} has too few test classes: {divided}. Lower --ways, or "
+            "take them all, untrained, by --epochs 0; to name photos by a few of each class: --support DIR"
+        )
 
 
 def draw_all(novel: ImageSet, recipe: Recipe) -> dict[int, Episodes]:

@@ -464,7 +464,9 @@ def _assemble(
 ) -> Assembled:
     """predictions.csv, predictions.parquet and unreadable.csv from the parts, one part in memory at a time."""
     counts: Counter[str] = Counter()
-    confidence_sum, broken, page = 0.0, 0, pd.DataFrame(columns=["index", "path", "prediction", "confidence"])
+    confidence_sum, broken = 0.0, 0
+    shown = ["index", "path", "prediction", "confidence", *(["most_likely"] if options.min_confidence else [])]
+    page = pd.DataFrame(columns=shown)
     quota = max(8, SHOWN // (2 * (len(class_names) + 1)))
     writer: pq.ParquetWriter | None = None
     parts = [_part(run, start) for start in range(0, total, BLOCK)]

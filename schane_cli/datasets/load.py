@@ -170,10 +170,11 @@ def _compared(parts: dict[str, ImageSet]) -> dict[str, ImageSet]:
         return with_content(parts, task.advance)
 
 
-def load_fewshot_splits(recipe: DataRecipe) -> FewshotSplits:
+def load_fewshot_splits(recipe: DataRecipe, *, untrained: bool = False) -> FewshotSplits:
     """Base, val and novel classes: the published ones where there are any, else the first and second half of the list.
 
-    The novel sets hold every image of their classes, since training sees none of them.
+    The novel sets hold every image of their classes, since training sees none of them. Where nothing is trained
+    (`untrained`) and no split is published, every class is novel.
 
     Raises:
         BadRequest: unknown dataset, files missing, too few classes or images.
@@ -181,6 +182,10 @@ def load_fewshot_splits(recipe: DataRecipe) -> FewshotSplits:
     parts = source_parts(recipe)
     dataset = known_dataset(recipe.dataset)
     if dataset is None or not dataset.fewshot:
+        if untrained:
+            whole = _whole(parts)
+            notes = [*parts.notes, "nothing is trained, so every class is a test class"]
+            return fewshot_splits({"train": whole, "test": whole}, recipe, notes)
         return fewshot_splits(_split_by_class(recipe.dataset, parts), recipe, parts.notes)
     notes = [*parts.notes, *dataset.fewshot_notes(parts)]
     return fewshot_splits(parts, recipe, notes, expected=dataset.images_per_class)
@@ -188,12 +193,17 @@ def load_fewshot_splits(recipe: DataRecipe) -> FewshotSplits:
 
 def _split_by_class(name: str, parts: dict[str, ImageSet]) -> dict[str, ImageSet]:
     """The classes of a set without published few-shot classes, parted as its dataset says, else into two halves."""
-    first, *others = parts.values()
-    whole = first
-    for other in others:
-        whole = whole.joined(other, "all")
+    whole = _whole(parts)
     count = len(whole.class_names)
     if count < 4:
         raise BadRequest(f"{name} has {count} classes; few-shot needs at least 2 base and 2 novel ones")
     chosen = (known_dataset(name) or Dataset()).class_halves(count)
     return {split: whole.only_classes(list(classes), split) for split, classes in chosen.items()}
+
+
+def _whole(parts: dict[str, ImageSet]) -> ImageSet:
+    """All images of a source as one set."""
+    whole, *others = parts.values()
+    for other in others:
+        whole = whole.joined(other, "all")
+    return whole

@@ -13,7 +13,7 @@ CHUNK_CELLS = 8_000_000  # cosines held at a time: 32 MB
 NEIGHBOURS = 10
 HASH_SIDE = 8
 # (least cosine of the embeddings, most of 64 differing bits) of a pair that counts as near-duplicates
-DUPLICATE_RULES = ((0.9, 4), (0.98, 10))
+DUPLICATE_RULES = ((0.9, 3), (0.99, 6))
 
 
 @dataclass(frozen=True)

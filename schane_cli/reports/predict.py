@@ -1,5 +1,6 @@
 """The page and the final table of `schane predict`."""
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,11 @@ def predict_report(run: Path, terminal: Terminal) -> None:
 
 @dataclass(frozen=True)
 class Tile:
-    """A thumbnail on the page: its address, file, and the confidence in percent."""
+    """A thumbnail on the page: its address, its file, and what it says of the prediction."""
 
     source: str
     path: str
-    confidence: float
+    caption: str
 
 
 def groups(rows: pd.DataFrame) -> list[tuple[str, list[Tile]]]:
@@ -56,12 +57,18 @@ def groups(rows: pd.DataFrame) -> list[tuple[str, list[Tile]]]:
         (
             name,
             [
-                Tile(data_url(row.picture, "webp"), row.path, round(100 * row.confidence, 1))
-                for row in shown[shown.prediction == name].itertuples()
+                Tile(data_url(row["picture"], "webp"), row["path"], _caption(row))
+                for row in shown[shown.prediction == name].to_dict("records")
             ],
         )
         for name in order
     ]
+
+
+def _caption(row: Mapping[Hashable, Any]) -> str:
+    """`93.1 %`, and for an unsure image what it looks most like."""
+    unsure = row.get("most_likely", row["prediction"]) != row["prediction"]
+    return f"{row['most_likely']}? {100 * row['confidence']:.1f} %" if unsure else f"{100 * row['confidence']:.1f} %"
 
 
 def next_steps(summary: dict[str, Any]) -> list[Command]:

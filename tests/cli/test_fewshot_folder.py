@@ -65,3 +65,22 @@ def test_what_cannot_be_done_is_one_sentence(photos: Path, tmp_path: Path, capsy
         assert run_cli("fewshot", *arguments, *BACKBONE, "--out", tmp_path / "o") == 2
         assert said in capsys.readouterr().err, said
         assert not (tmp_path / "o").exists()
+
+
+def test_without_training_every_class_is_a_test_class_and_a_division_is_explained(
+    photos: Path, tmp_path: Path, capsys
+) -> None:
+    digits = load_digits()
+    for name in range(4):
+        for number, index in enumerate(np.flatnonzero(digits.target == name)[:8]):
+            place = tmp_path / "four" / str(name)
+            place.mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray((digits.images[index] * 15.9).astype(np.uint8)).resize((32, 32))
+            picture.convert("RGB").save(place / f"{number}.png")
+    arguments = ("--dataset", f"folder:{tmp_path}/four", *BACKBONE, "--ways", 4, "--shots", 1, "--queries", 5)
+    quick = ("--episodes", 5, "--classifier", "centroid", "--batch-size", 8, "--set", "data.workers=0")
+    assert run_cli("fewshot", *arguments, *quick, "--epochs", 0, "--out", tmp_path / "o") == 0
+    assert json.loads((tmp_path / "o" / "summary.json").read_text())["novel_classes"] == ["0", "1", "2", "3"]
+    capsys.readouterr()
+    assert run_cli("fewshot", *arguments, *quick, "--epochs", 1, "--out", tmp_path / "x") == 2
+    assert "of its 4 classes 2 are for training and 2 for testing" in capsys.readouterr().err

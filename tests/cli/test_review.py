@@ -62,8 +62,10 @@ def test_the_tables_and_the_page_are_there_and_hold_what_was_planted(reviewed: P
 def test_the_next_run_takes_the_lists(reviewed: Path, digits: Path, tmp_path: Path, capsys) -> None:
     table = pd.read_csv(reviewed / "review.csv", dtype=str)
     (tmp_path / "relabel.csv").write_text(f"path,label\n{table.path[0]},2\n")
+    assert (reviewed / "exclude.csv").read_text().splitlines()[0] == "path"
+    (tmp_path / "exclude.csv").write_text(f"path\n{table.path[5]}\n")
     arguments = ("--dataset", f"folder:{digits}", *TRAIN, "--epochs", 1)
-    lists = ("--set", f"data.relabel={tmp_path}/relabel.csv", "--set", f"data.exclude={reviewed}/exclude.csv")
+    lists = ("--set", f"data.relabel={tmp_path}/relabel.csv", "--set", f"data.exclude={tmp_path}/exclude.csv")
     assert run_cli("finetune", *arguments, *lists, "--out", tmp_path / "again") == 0
     said = capsys.readouterr().out.replace("\n", " ")
     assert "1 images given another class" in said
