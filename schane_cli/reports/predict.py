@@ -73,6 +73,9 @@ def _caption(row: Mapping[Hashable, Any]) -> str:
 
 def next_steps(summary: dict[str, Any]) -> list[Command]:
     """What to do with predictions."""
+    if "support" in summary:
+        learn = f"schane finetune --dataset folder:{summary['support']}"
+        return [Command(learn, "train a backbone on the labelled photos, once there are ten or more of each class")]
     runs, sources = " ".join(summary["checkpoints"]), " ".join(summary["sources"])
     return [
         Command(

@@ -7,9 +7,12 @@ from typing import Any
 from schane_cli.errors import BadRequest
 from schane_cli.reports.compare import compare_report
 from schane_cli.reports.embed import embed_report_again
+from schane_cli.reports.embed_unlabelled import unlabelled_report
 from schane_cli.reports.evaluate import eval_report
 from schane_cli.reports.fewshot import fewshot_report
 from schane_cli.reports.finetune import finetune_report, seeds_report
+from schane_cli.reports.predict import predict_report
+from schane_cli.reports.review import review_report
 from schane_cli.reports.study import study_report
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
@@ -29,9 +32,11 @@ def report(run: Path, terminal: Terminal) -> Path:
     summary = folder.read_summary()
     kinds: dict[str, Report] = {
         "finetune": seeds_report if "seeds" in summary else finetune_report,
-        "fewshot": fewshot_report,
+        "fewshot": predict_report if "support" in summary else fewshot_report,
         "eval": eval_report,
-        "embed": embed_report_again,
+        "embed": unlabelled_report if "sources" in summary else embed_report_again,
+        "predict": predict_report,
+        "review": review_report,
         "compare": compare_report,
         "study": study_report,
     }
