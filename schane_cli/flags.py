@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
+from schane_cli import plugins
 from schane_cli.errors import BadRequest
 from schane_cli.recipe import check_keys, loss_names, parse_set, recipe_fields, recipe_names
 
@@ -136,7 +137,7 @@ def _known_words(key: str) -> list[str]:
     if key == "data.dataset":
         from schane_cli.datasets.catalog import DATASETS
 
-        return list(DATASETS)
+        return [*DATASETS, *plugins.plugin_names(plugins.DATASETS)]
     return _choices(key)
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from schane_cli.datasets.load import load_splits
 from schane_cli.plugins import load_plugin, plugin_names
+from schane_cli.recipe import DataRecipe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -45,6 +47,9 @@ def test_the_plug_in_package_adds_what_its_entry_points_say(tmp_path: Path, monk
     monkeypatch.syspath_prepend(EXAMPLES / "plugin")
     for group, names in groups.items():
         assert set(names) <= set(plugin_names(group))
+
+    splits = load_splits(DataRecipe(dataset="stripes"))
+    assert splits.train.class_names == ("row 0", "row 8", "row 16", "row 24")
 
     projection = torch.randn(8, 4, requires_grad=True)
     loss = load_plugin("schane.losses", "margin")(margin=0.3)(projection, torch.arange(8) // 2)

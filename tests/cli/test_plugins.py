@@ -1,4 +1,4 @@
-"""A package that somebody installs beside schane brings a loss and a few-shot classifier of its own."""
+"""A package that somebody installs beside schane brings a dataset, a loss and a few-shot classifier of its own."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,23 @@ from tests.cli.test_finetune import QUICK
 from tests.conftest import run_cli
 
 CODE = '''
+import numpy as np
 import torch
 from torch import nn
+
+from schane_cli.datasets.catalog import Dataset
+from schane_cli.images.imageset import ImageSet, Names
+
+class Blobs(Dataset):
+    title, licence, source, classes, counts = "Blobs", "CC0", "https://example.org", 10, {"all": 400}
+
+    def read(self, root):
+        labels = np.arange(400) % 10
+        pixels = np.random.default_rng(0).integers(0, 60, (400, 32, 32, 3))
+        pixels[np.arange(400), labels * 3] += 190  # class k has a bright row 3 k
+        names = Names(f"{i:03d}" for i in range(400))
+        classes = tuple(f"row {3 * k}" for k in range(10))
+        return {"all": ImageSet("blobs", "all", pixels.astype(np.uint8), labels, classes, names)}
 
 class Pull(nn.Module):
     """Minus the mean cosine between images of one class, times `strength`."""
@@ -45,6 +60,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (site / "tiny_schane_package.py").write_text(CODE)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-schane-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
+        "[schane.datasets]\nblobs = tiny_schane_package:Blobs\n"
         "[schane.losses]\npull = tiny_schane_package:Pull\n"
         "[schane.classifiers]\nfirst-shot = tiny_schane_package:first_shot\n"
     )
@@ -52,13 +68,15 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "RESULTS", tmp_path / "results")
 
 
-def test_an_installed_loss_and_classifier_are_used_and_the_checkpoint_loads_without_the_package(
-    installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_installed_dataset_loss_and_classifier_are_used_and_the_checkpoint_loads_without_the_package(
+    installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert run_cli("data", "ls", "--root", tmp_path) == 0
+    assert "blobs" in capsys.readouterr().out
     out = tmp_path / "run"
     few = ["--shots", 1, "--episodes", 20, "--classifier", "centroid,first-shot"]
     loss = ["--loss", "pull", "--set", "loss.args={strength: 2}"]
-    whole = ["--set", "data.train_per_class=null", "--epochs", 1]
+    whole = ["--recipe", "digits", "--dataset", "blobs", "--set", "data.train_per_class=null", "--epochs", 1]
     assert run_cli("fewshot", *QUICK, *whole, *few, *loss, "--out", out) == 0
     results = {one["classifier"]: one for one in json.loads((out / "summary.json").read_text())["results"]}
     # With one shot the class mean is the first shot.
