@@ -18,6 +18,7 @@ from schane_cli.recipe import (
     build_recipe,
     differences,
     find_recipe,
+    parse_seeds,
     protocol_values,
     read_recipe,
     recipe_fields,
@@ -74,25 +75,40 @@ Split = Annotated[str, typer.Option("--split", help="train, val or test")]
 
 
 def _resolve(
-    command: str, recipe: str | None, values: RecipeValues, resume: str | None, out: Path | None, terminal: "Terminal"
-) -> tuple[Recipe, Path | None]:
-    """The recipe to run and, where a stopped run is resumed, its folder; prints what differs from the recipe file."""
+    recipe: str | None, values: RecipeValues, resume: str | None, out: Path | None, terminal: "Terminal"
+) -> Recipe:
+    """The recipe to run, that of the run folder where `resume` names one; prints what differs from the recipe file."""
     if resume is not None and resume != "auto":
+        for flag, value in (("--recipe", recipe), ("--out", out)):
+            if value is not None:
+                raise BadRequest(f"{flag} does not act with --resume {resume}: the run has its own")
         from schane_cli.commands.finetune import resumed_recipe
 
-        return resumed_recipe(Path(resume), values), Path(resume)
+        return resumed_recipe(Path(resume), values)
     given = {key: value for key, value in values.items() if key != "data.dataset"}
     resolved, changed = resolve_recipe(recipe=recipe, dataset=values.get("data.dataset"), overrides=given)
     for line in changed:
         terminal.say(f"changed   {line}")
-    if resume is None:
-        return resolved, None
-    from schane_cli.commands.finetune import unfinished_run
+    return resolved
 
-    stopped = unfinished_run(command, resolved, out)
+
+def _to_resume(command: str, resume: str | None, recipe: Recipe, out: Path | None, terminal: "Terminal") -> Path | None:
+    """The folder of the run to resume, the same on every process; None for a new run."""
+    if resume != "auto":
+        return Path(resume) if resume is not None else None
+    from schane_cli.commands.finetune import unfinished_run
+    from schane_cli.distributed import on_first
+
+    stopped = on_first(lambda: unfinished_run(command, recipe, out))
     if stopped is not None:
         terminal.say(f"resuming  {stopped}")
-    return resolved, stopped
+    return stopped
+
+
+def _first_process_only() -> None:
+    """Under torchrun, end all processes but the first: the command's work is one process's."""
+    if os.environ.get("RANK", "0") != "0":
+        raise typer.Exit
 
 
 def _finish(summary: Mapping[str, Any], as_json: bool) -> None:
@@ -120,18 +136,22 @@ def finetune(
     terminal = Terminal(json=json)
     if seeds is not None and ("seed" in values or resume == "auto"):
         raise BadRequest("--seeds goes without --seed, and with --resume FOLDER rather than --resume auto")
-    resolved, resumed = _resolve("finetune", recipe, values, None if seeds else resume, out, terminal)
+    listed = parse_seeds(seeds) if seeds is not None else []
+    if len(listed) == 1:
+        raise BadRequest(f"--seeds {seeds} names one seed; --seed runs one")
+    resolved = _resolve(recipe, values, None if listed else resume, out, terminal)
 
     from schane_cli.commands.finetune import finetune as run_finetune
-    from schane_cli.commands.finetune import finetune_seeds, parse_seeds
+    from schane_cli.commands.finetune import finetune_seeds
     from schane_cli.distributed import process_group, rank
     from schane_cli.reports.finetune import finetune_report, seeds_report
 
     with process_group(resolved.device):
         if seeds is not None:
             folder = Path(resume) if resume else None
-            summary = finetune_seeds(resolved, parse_seeds(seeds), out=out, terminal=terminal, resume=folder)
+            summary = finetune_seeds(resolved, listed, out=out, terminal=terminal, resume=folder)
         else:
+            resumed = _to_resume("finetune", resume, resolved, out, terminal)
             summary = run_finetune(resolved, out=out, terminal=terminal, resume=resumed)
         if rank() == 0:
             (finetune_report if seeds is None else seeds_report)(Path(summary["run"]), terminal)
@@ -179,9 +199,9 @@ def fewshot(
                 raise BadRequest(f"--{name} does not act with a checkpoint, which brings its own recipe")
         from schane_cli.commands.fewshot import checkpoint_recipe
 
-        resolved, resumed = checkpoint_recipe(checkpoints[0], values), None
+        resolved = checkpoint_recipe(checkpoints[0], values)
     else:
-        resolved, resumed = _resolve("fewshot", recipe, values, resume, out, terminal)
+        resolved = _resolve(recipe, values, resume, out, terminal)
 
     from schane_cli.commands.fewshot import fewshot as run_fewshot
     from schane_cli.distributed import process_group, rank
@@ -194,7 +214,7 @@ def fewshot(
             allow_seen_classes=allow_seen_classes,
             out=out,
             terminal=terminal,
-            resume=resumed,
+            resume=_to_resume("fewshot", resume, resolved, out, terminal),
         )
         if rank() == 0:
             fewshot_report(Path(summary["run"]), terminal)
@@ -259,21 +279,24 @@ def evaluate(
     """Score a checkpoint: accuracy, calibration, mistakes and throughput, with n and intervals."""
     from schane_cli.commands.evaluate import Extras
     from schane_cli.commands.evaluate import evaluate as run_evaluate
+    from schane_cli.distributed import process_group, rank
     from schane_cli.reports.evaluate import eval_report
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
-    summary = run_evaluate(
-        checkpoint,
-        datasets=dataset.split(",") if dataset else (),
-        overrides=values,
-        split=split,
-        extras=Extras(corruptions, tuple(ood.split(",")) if ood else ()),
-        out=out,
-        terminal=terminal,
-    )
-    eval_report(Path(summary["run"]), terminal)
-    _finish(summary, json)
+    with process_group(values.get("device", "auto")):
+        summary = run_evaluate(
+            checkpoint,
+            datasets=dataset.split(",") if dataset else (),
+            overrides=values,
+            split=split,
+            extras=Extras(corruptions, tuple(ood.split(",")) if ood else ()),
+            out=out,
+            terminal=terminal,
+        )
+        if rank() == 0:
+            eval_report(Path(summary["run"]), terminal)
+            _finish(summary, json)
 
 
 @app.command(
@@ -421,6 +444,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a checkpoint's backbone for timm or ONNX, and compare it with the original."""
+    _first_process_only()
     from schane_cli.commands.export import export as run_export
     from schane_cli.terminal import Terminal
 
@@ -457,6 +481,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Say which runs are better and how sure that is: means, paired differences, effect size, cost."""
+    _first_process_only()
     from schane_cli.commands.compare import compare as run_compare
     from schane_cli.reports.compare import write_comparison
     from schane_cli.run import new_run_path, refuse_existing
@@ -466,6 +491,19 @@ def compare(
     blocks, notes = run_compare(runs, metric=metric, baseline=baseline, common_seeds=common_seeds)
     folder = refuse_existing(out or new_run_path("compare", blocks[0].metric))
     _finish(write_comparison(blocks, notes, folder, terminal), json)
+
+
+@app.command(epilog="Example: schane report results/finetune/RUN")
+def report(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run, of any command that has a page")],
+    json: Json = False,
+) -> None:
+    """Draw the pictures and the page of a finished run again, from its folder alone."""
+    _first_process_only()
+    from schane_cli.reports.report import report as run_report
+    from schane_cli.terminal import Terminal
+
+    _finish({"run": run, "page": run_report(run, Terminal(json=json))}, json)
 
 
 @app.command(epilog="Examples: schane study grid.yaml | schane study grid.yaml --storage postgresql://user@host/db")
@@ -495,8 +533,9 @@ def study(
 
     terminal = Terminal(json=json)
     summary = run_study(file, out=out, storage=storage, machine=machine, retry_failed=retry_failed, terminal=terminal)
-    study_report(Path(summary["run"]), terminal)
-    _finish(summary, json)
+    if os.environ.get("RANK", "0") == "0":  # several workers of one launch: the first reports
+        study_report(Path(summary["run"]), terminal)
+        _finish(summary, json)
     if summary["trials_failed"]:
         raise typer.Exit(1)
 

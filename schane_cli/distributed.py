@@ -1,15 +1,17 @@
 """Rank, world size, the process group, and values that are the same on every process."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from schane_cli.errors import SchaneError
+from schane_cli.errors import BadRequest, SchaneError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -51,6 +53,26 @@ def same_everywhere(value: Any) -> Any:
     shared = [value]
     dist.broadcast_object_list(shared)
     return shared[0]
+
+
+def on_first(action: Callable[[], T]) -> T:
+    """What `action` returns on the first process, which alone runs it, on all of them.
+
+    This is how a run folder is chosen, made, locked and written. A SchaneError that it raises is raised on every
+    process, so that none waits for one that has given up.
+    """
+    if world_size() == 1:
+        return action()
+    result: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            result[0] = action()
+        except SchaneError as error:
+            result[1] = (isinstance(error, BadRequest), str(error))
+    value, failure = same_everywhere(result)
+    if failure is not None:
+        raise (BadRequest if failure[0] else SchaneError)(failure[1])
+    return value
 
 
 def rank() -> int:

@@ -8,8 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from reprlib import Repr
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,6 +22,17 @@ from schane_cli import plugins
 from schane_cli.errors import BadRequest, nearest
 
 BUILT_IN_LOSSES = ("schane", "easy", "supcon", "simclr", "ce")
+MAX_SEED = 2**32 - 1
+MAX_SEEDS = 1000  # of one command
+MAX_CHARACTERS, MAX_DEPTH = 1_000_000, 50  # of a recipe or study file
+MAX_VALUES = 100_000  # in a recipe or study file, aliases counted where they are used
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Ratio = Annotated[float, Field(ge=0.01, le=100)]
+Strength = Annotated[float, Field(ge=0, le=10)]
+Hue = Annotated[float, Field(ge=0, le=0.5)]
+Shots = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class _Section(BaseModel):
@@ -33,11 +46,13 @@ class DataRecipe(_Section):
 
     dataset: str = Field("digits", description="dataset name, folder:PATH, csv:FILE, hfds:NAME or wds:PATH")
     root: Path = Field(Path("~/.cache/schane/data"), description="folder that holds the datasets")
-    image_size: int = Field(224, ge=8, description="side of the square input, pixels")
+    image_size: int = Field(224, ge=8, le=4096, description="side of the square input, pixels")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out as val if there is no val split")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share of all images held out if there is no test split")
-    split_seed: int = Field(0, ge=0, description="seed of the splits made by the two fractions")
-    train_per_class: int | None = Field(None, ge=1, description="train on only this many images of each class")
+    split_seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the splits made by the two fractions")
+    train_per_class: int | None = Field(
+        None, ge=1, le=10_000_000, description="train on only this many images of each class"
+    )
     train_on: Literal["train", "trainval"] = Field("train", description="trainval adds the val images to train")
     workers: int = Field(-1, ge=-1, le=256, description="loader processes; -1 chooses by cores and devices")
     image_column: str | None = Field(None, description="column of the images in csv: and hfds:, if it has another name")
@@ -51,16 +66,24 @@ class DataRecipe(_Section):
 class AugmentRecipe(_Section):
     """Random views of a training image (torchvision v2). The defaults are the SCHaNe release's."""
 
-    views: int = Field(2, ge=1, description="independent random views of each image")
-    crop_scale: tuple[float, float] = Field((0.2, 1.0), description="area of the random resized crop, as a share")
-    crop_ratio: tuple[float, float] = Field((0.75, 4 / 3), description="aspect ratio of the crop")
+    views: int = Field(2, ge=1, le=64, description="independent random views of each image")
+    crop_scale: tuple[Share, Share] = Field((0.2, 1.0), description="area of the random resized crop, as a share")
+    crop_ratio: tuple[Ratio, Ratio] = Field((0.75, 4 / 3), description="aspect ratio of the crop")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     rotation: float = Field(0.0, ge=0, le=180, description="largest rotation either way, degrees")
-    color_jitter: tuple[float, float, float, float] = Field(
+    color_jitter: tuple[Strength, Strength, Strength, Hue] = Field(
         (0.4, 0.4, 0.4, 0.1), description="brightness, contrast, saturation, hue"
     )
     color_jitter_p: float = Field(0.8, ge=0, le=1, description="probability of the colour jitter")
     grayscale: float = Field(0.2, ge=0, le=1, description="probability of dropping colour")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "AugmentRecipe":
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: the lower end {low:g} is above the upper end {high:g}")
+        return self
 
 
 class ModelRecipe(_Section):
@@ -70,7 +93,9 @@ class ModelRecipe(_Section):
     weights: str = Field("pretrained", description="pretrained, random, or a weights file or run folder to start from")
     args: dict[str, Any] = Field({}, description="further arguments for timm.create_model")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate")
-    projection_dim: int = Field(128, ge=0, description="output width of the projection head; 0: no head, h itself")
+    projection_dim: int = Field(
+        128, ge=0, le=65_536, description="output width of the projection head; 0: no head, h itself"
+    )
     freeze: tuple[str, ...] = Field((), description="parameters kept fixed, by name prefix; 'backbone' for a probe")
 
 
@@ -84,48 +109,62 @@ class LossRecipe(_Section):
     name: str = Field("schane", description="schane, easy, supcon, simclr, ce, or a loss of an installed package")
     args: dict[str, Any] = Field({}, description="further arguments for the loss of an installed package")
     contrastive_weight: float = Field(0.9, ge=0, lt=1, description="lambda, the share of the contrastive term")
-    temperature: float = Field(0.5, gt=0, description="tau, divides the cosine similarity")
-    hardness: float = Field(1.0, ge=0, description="beta, how much hard negatives weigh; 0 weights all alike")
+    temperature: float = Field(0.5, gt=0, le=1000, description="tau, divides the cosine similarity")
+    hardness: float = Field(1.0, ge=0, le=1000, description="beta, how much hard negatives weigh; 0 weights all alike")
     positives: Literal["mean", "sum"] = Field("mean", description="mean (the release) or sum (CLCE's equation)")
     stop_gradient: bool = Field(False, description="no gradient through the hardness weights")
     contrastive_pool: Literal["global", "local"] = Field(
         "global", description="negatives from all processes, or its own"
     )
-    memory_size: int = Field(0, ge=0, description="past projections kept as extra positives and negatives; 0: none")
+    memory_size: int = Field(
+        0, ge=0, le=10_000_000, description="past projections kept as extra positives and negatives; 0: none"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
     class_weights: Literal["none", "balanced", "effective"] = Field(
         "none", description="weigh classes in the cross-entropy: by 1 / images, or 1 / effective number of them"
     )
     logit_adjustment: float = Field(
-        0.0, ge=0, description="add this times log(share of the class) to training logits; 1 aims at balanced accuracy"
+        0.0,
+        ge=0,
+        le=1000,
+        description="add this times log(share of the class) to training logits; 1 aims at balanced accuracy",
     )
-    mixup: float = Field(0.0, ge=0, description="mixup alpha, on the cross-entropy branch only; 0: off")
-    cutmix: float = Field(0.0, ge=0, description="cutmix alpha, on the cross-entropy branch only; 0: off")
+    mixup: float = Field(0.0, ge=0, le=1000, description="mixup alpha, on the cross-entropy branch only; 0: off")
+    cutmix: float = Field(0.0, ge=0, le=1000, description="cutmix alpha, on the cross-entropy branch only; 0: off")
 
 
 class TrainRecipe(_Section):
     """The optimisation. Defaults follow the release, with the learning rate scaled to a batch of 128 images."""
 
-    epochs: int = Field(50, ge=0, description="passes over the training images; 0 (few-shot only): no training")
-    seen_images: int | None = Field(
-        None, ge=1, description="set epochs (5 to 50) so that about so many images are seen; the batch fits the folder"
+    epochs: int = Field(
+        50, ge=0, le=100_000, description="passes over the training images; 0 (few-shot only): no training"
     )
-    batch_size: int = Field(128, ge=1, description="images per step over all processes, before views")
+    seen_images: int | None = Field(
+        None,
+        ge=1,
+        le=10_000_000_000,
+        description="set epochs (5 to 50) so that about so many images are seen; the batch fits the folder",
+    )
+    batch_size: int = Field(128, ge=1, le=1_000_000, description="images per step over all processes, before views")
     optimizer: str = Field("adamw", description="any optimizer of timm's factory")
-    lr: float = Field(1e-4, gt=0, description="peak learning rate")
-    min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine")
-    warmup_epochs: float = Field(5.0, ge=0, description="epochs of linear warm-up, at most half of the run")
-    weight_decay: float = Field(0.05, ge=0, description="weight decay (none on biases and 1-d weights)")
+    lr: float = Field(1e-4, gt=0, le=1000, description="peak learning rate")
+    min_lr: float = Field(1e-6, ge=0, le=1000, description="learning rate at the end of the cosine")
+    warmup_epochs: float = Field(5.0, ge=0, le=100_000, description="epochs of linear warm-up, at most half of the run")
+    weight_decay: float = Field(0.05, ge=0, le=1000, description="weight decay (none on biases and 1-d weights)")
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate factor from each layer to the one below")
-    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm")
+    clip_grad: float | None = Field(None, gt=0, le=1_000_000, description="largest gradient norm")
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of the average of the weights that is evaluated"
     )
     sampling: Literal["uniform", "balanced"] = Field(
         "uniform", description="balanced draws every class equally often in an epoch, which keeps its length"
     )
-    classes_per_batch: int | None = Field(None, ge=2, description="draw each batch from this many classes, equally")
-    chunk_size: int | None = Field(None, ge=1, description="images per forward pass; the gradient is the batch's")
+    classes_per_batch: int | None = Field(
+        None, ge=2, le=1_000_000, description="draw each batch from this many classes, equally"
+    )
+    chunk_size: int | None = Field(
+        None, ge=1, le=1_000_000, description="images per forward pass; the gradient is the batch's"
+    )
     batchnorm: Literal["auto", "running", "frozen"] = Field(
         "auto", description="BatchNorm trains by the batch (running) or by the weights' own statistics (frozen)"
     )
@@ -154,15 +193,21 @@ class TrainRecipe(_Section):
 class FewshotRecipe(_Section):
     """Episodes of the few-shot evaluation."""
 
-    ways: int = Field(5, ge=2, description="classes in an episode (n_way)")
-    shots: tuple[int, ...] = Field((1, 5), description="labelled images per class (n_shot)")
-    queries: int = Field(15, ge=1, description="images to classify per class (n_query)")
-    episodes: int = Field(600, ge=2, description="number of episodes")
-    classifier: tuple[str, ...] = Field(("centroid", "logistic"), description="classifiers on the frozen embedding")
+    ways: int = Field(5, ge=2, le=10_000, description="classes in an episode (n_way)")
+    shots: tuple[Shots, ...] = Field(
+        (1, 5), min_length=1, max_length=100, description="labelled images per class (n_shot)"
+    )
+    queries: int = Field(15, ge=1, le=10_000, description="images to classify per class (n_query)")
+    episodes: int = Field(600, ge=2, le=1_000_000, description="number of episodes")
+    classifier: tuple[str, ...] = Field(
+        ("centroid", "logistic"), min_length=1, max_length=100, description="classifiers on the frozen embedding"
+    )
     normalize: bool = Field(True, description="L2-normalise the embedding first")
-    support_copies: int = Field(0, ge=0, description="random views that replace each support image; 0: none")
-    episode_seed: int = Field(0, ge=0, description="seed of the episodes, the same for every checkpoint")
-    dirichlet: float | None = Field(None, gt=0, description="alpha of Dirichlet-imbalanced queries; null: balanced")
+    support_copies: int = Field(0, ge=0, le=1000, description="random views that replace each support image; 0: none")
+    episode_seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the episodes, the same for every checkpoint")
+    dirichlet: float | None = Field(
+        None, gt=0, le=1_000_000, description="alpha of Dirichlet-imbalanced queries; null: balanced"
+    )
 
 
 # Protocols of the field: what `--protocol` sets, below `--set` and flags. Sources: rfs, Tian et al. (arXiv:2003.11539);
@@ -192,7 +237,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 class Recipe(_Section):
     """One experiment, whole."""
 
-    seed: int = Field(0, ge=0, description="seed of initial weights, order and views")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of initial weights, order and views")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     data: DataRecipe = Field(default_factory=DataRecipe)
     augment: AugmentRecipe = Field(default_factory=AugmentRecipe)
@@ -239,10 +284,52 @@ def parse_yaml(text: str, where: str) -> Any:
     """YAML text as plain values; BadRequest that names `where` for anything else."""
     import yaml
 
+    depths = accumulate((mark in "[{") - (mark in "]}") for mark in re.findall(r"[\[\]{}]", text))
+    if len(text) > MAX_CHARACTERS or max(depths, default=0) > MAX_DEPTH:  # which PyYAML takes minutes to read
+        raise BadRequest(f"{where} is longer than {MAX_CHARACTERS:,} characters, or nested more than {MAX_DEPTH} deep")
     try:
-        return yaml.load(text, Loader=_yaml_loader())
-    except yaml.YAMLError as error:
-        raise BadRequest(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        value = yaml.load(text, Loader=_yaml_loader())
+    except RecursionError:
+        raise BadRequest(f"{where} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
+        raise BadRequest(f"{where} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
+    _require_small(value, where)
+    return value
+
+
+def _require_small(value: Any, where: str) -> None:
+    """BadRequest for a tree so large, or so deep, that only an alias of aliases can have made it."""
+    count, waiting = 0, [(value, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        count += 1
+        if count > MAX_VALUES or depth > MAX_DEPTH:
+            raise BadRequest(f"{where} holds more than {MAX_VALUES:,} values, or is nested more than {MAX_DEPTH} deep")
+        if isinstance(node, Mapping):
+            waiting += [(item, depth + 1) for item in node.values()]
+        elif isinstance(node, list | tuple | set):
+            waiting += [(item, depth + 1) for item in node]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`3`, `0-4` or `0,3,7-9` as a list of different seeds, in the order given.
+
+    Raises:
+        BadRequest: anything else, a seed above MAX_SEED, or more than MAX_SEEDS of them.
+    """
+    wrong = BadRequest(f"seeds are numbers and ranges like 0-4 or 0,3,7, at most {MAX_SEEDS}; got {shown(text)}")
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*", part)
+        if match is None:
+            raise wrong
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last <= min(MAX_SEED, first + MAX_SEEDS) or len(seeds) > MAX_SEEDS:
+            raise wrong
+        seeds += range(first, last + 1)
+    if len(seeds) > MAX_SEEDS:
+        raise wrong
+    return list(dict.fromkeys(seeds))
 
 
 def recipe_folder() -> Path:
@@ -301,8 +388,8 @@ def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key:
-            raise BadRequest(f"--set takes key=value, got {assignment!r}")
-        values[key.strip()] = parse_yaml(value, f"the value of --set {key}")
+            raise BadRequest(f"--set takes key=value, got {shown(assignment)}")
+        values[key.strip()] = parse_yaml(value, f"the value of --set {key.strip()[:100]}")
     return values
 
 
@@ -420,17 +507,27 @@ def check_keys(keys: Iterable[str]) -> None:
         raise BadRequest("; ".join(unknown_key(key) for key in unknown))
 
 
+def shown(value: Any) -> str:
+    """A value that was given, short enough for a sentence."""
+    short = Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of more than 4300 digits
+        return "a huge number"
+
+
 def describe_error(error: Mapping[str, Any], *, unknown: Callable[[str], str]) -> str:
     """An item of pydantic's error list as a sentence; `unknown` says it of a key that the file may not hold."""
     key = ".".join(str(part) for part in error["loc"] if not isinstance(part, int))
     if error["type"] == "extra_forbidden":
         return unknown(key)
     if error["type"] == "model_type":
-        return f"{key} is a section of values, got {error.get('input')!r}; did you mean {nearest_key(key)!r}?"
+        return f"{key} is a section of values, got {shown(error.get('input'))}; did you mean {nearest_key(key)!r}?"
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
-    shown = f", got {given!r}" if not isinstance(given, dict) or not given else ""
-    return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}{shown}"
+    got = f", got {shown(given)}" if not isinstance(given, dict) or not given else ""
+    return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}{got}"
 
 
 def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:

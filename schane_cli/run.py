@@ -7,26 +7,43 @@ import platform
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from schane_cli import __version__
 from schane_cli.errors import BadRequest, SchaneError
-from schane_cli.recipe import Recipe, build_recipe, flatten, read_recipe, to_yaml
+from schane_cli.recipe import Recipe, differences, flatten, read_recipe, saved_recipe, to_yaml
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes on one folder are not told apart
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:  # whatever is refused by looking at a run folder alone costs no import of torch
+    import pandas as pd
     import torch
 
 RESULTS = Path("results")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # what a spreadsheet takes for a formula, and its own mark of text
+State = Literal["none", "started", "stopped", "finished", "reported"]
 
 
 class RunFolder:
-    """`results/<command>/<name>/`: the one place that knows the names of a run's files, writes them and reads them."""
+    """`results/<command>/<name>/`: the one place that knows the names of a run's files, writes them and reads them.
+
+    Its state is read off its files. `started`: nothing in it is worth keeping yet, the same command begins it anew.
+    `stopped`: last.pt (of predict: request.json and the parts) holds all that a resumed run needs. `finished`:
+    summary.json is there, the page is not. `reported`: all is there. One process at a time holds the lock of a folder
+    that is being written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,6 +71,9 @@ class RunFolder:
         self.full_predictions_table = path / "predictions.parquet"
         self.unreadable_table = path / "unreadable.csv"
         self.shown_table = path / "shown.parquet"
+        self.trackers_file = path / "trackers.json"
+        self.lock_file = path / ".lock"
+        self._lock: weakref.finalize | None = None  # closes the lock file, here or when the object goes
 
     @classmethod
     def of_checkpoint(cls, file: Path) -> "RunFolder | None":
@@ -72,41 +92,151 @@ class RunFolder:
         return RunFolder(self.path / "embed")
 
     @property
+    def state(self) -> State:
+        """How far the run came; "none" where no run was begun."""
+        if not self.recipe_file.is_file():
+            return "none"
+        if self.summary_file.is_file():
+            return "reported" if self.page.is_file() else "finished"
+        return "stopped" if self.last.is_file() or self.request_file.is_file() else "started"
+
+    @property
     def exists(self) -> bool:
         """Whether a run was begun here."""
-        return self.recipe_file.is_file()
+        return self.state != "none"
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its summary."""
-        return self.summary_file.is_file()
+        return self.state in {"finished", "reported"}
 
     @property
     def resumable(self) -> bool:
         """Whether the run was stopped after its first checkpoint."""
-        return self.last.is_file() and not self.finished
+        return self.state == "stopped"
 
     def embeddings_table(self, name: str | None = None) -> Path:
         """The table of embeddings of the only checkpoint, or of checkpoint `name` of several."""
         return self.path / (f"embeddings-{name}.parquet" if name else "embeddings.parquet")
 
-    def create(self, recipe: Recipe, command: str) -> None:
-        """Make the folder and write what is known before the first step.
+    def create(self, recipe: Recipe, command: str, *, resumable: bool = False) -> None:
+        """Make the folder, lock it, and write what is known before the first step.
+
+        A run of the same command and recipe that was stopped before its first checkpoint is begun anew in its folder.
+        `resumable` says that the command has a --resume to advise.
 
         Raises:
-            BadRequest: a run is there already, or the place cannot be written.
+            BadRequest: something else is there, another process is writing it, or it cannot be written.
         """
-        refuse_existing(self.path)
+        self._refuse_others(recipe, command, resumable)
         try:
-            self.figures.mkdir(parents=True)
-            self.recipe_file.write_text(f"# schane {__version__}: {command}\n{to_yaml(recipe)}")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock()
+            self._refuse_others(recipe, command, resumable)  # another process may have been faster
+            self._forget()
+            self.figures.mkdir(exist_ok=True)
+            write_text(self.recipe_file, f"# schane {__version__}: {one_line(command)}\n{to_yaml(recipe)}")
             write_json(self.environment_file, environment())
+        except BadRequest:
+            self.close()
+            raise
         except OSError as error:
+            self.close()
             raise BadRequest(f"run folder {self.path} cannot be written: {error.strerror or error}") from None
+
+    def _refuse_others(self, recipe: Recipe, command: str, resumable: bool) -> None:
+        """BadRequest where the folder holds anything but the beginning of this very run."""
+        if self.state == "started":
+            changed = differences(self.read_recipe(), recipe, label="there")
+            if not changed and self._command() == one_line(command):
+                return
+            if changed:
+                raise BadRequest(
+                    f"{self.path} exists already, begun by another recipe ({'; '.join(changed[:3])}); choose another "
+                    "--out, or remove it"
+                )
+        if self.resumable and resumable:
+            raise BadRequest(
+                f"{self.path} exists already; resume it with --resume {self.path}, or choose another --out"
+            )
+        if self.state == "finished":
+            raise BadRequest(f"{self.path} exists already and lacks only its page: schane report {self.path} draws it")
+        refuse_existing(self.path)
+
+    def _command(self) -> str:
+        """The command in the first line of recipe.yaml."""
+        with self.recipe_file.open(encoding="utf-8") as file:
+            return file.readline().partition(": ")[2].strip()
+
+    def _forget(self) -> None:
+        """Remove what a run left that was stopped before its first checkpoint."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for file in (self.metrics_file, self.trackers_file):
+            file.unlink(missing_ok=True)
+
+    def lock(self) -> None:
+        """Keep other processes from writing here until `close`, or until this process ends however it ends.
+
+        What dead processes left half-written is removed.
+
+        Raises:
+            BadRequest: another process holds the lock.
+            OSError: the folder cannot be written.
+        """
+        if fcntl is None or self._lock is not None:
+            return
+        while True:
+            lock = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                holder = os.read(lock, 500).decode(errors="replace") or "another process"
+                os.close(lock)
+                raise BadRequest(
+                    f"{self.path} is being written by {holder}; wait for it, or choose another --out"
+                ) from None
+            except OSError:  # a file system without locks
+                os.close(lock)
+                return
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), self.lock_file.stat()):
+                    break
+            os.close(lock)  # its last holder removed it just now
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        self._lock = weakref.finalize(self, os.close, lock)
+        for folder in (self.path, self.checkpoints):
+            for left in folder.glob(".*.tmp*"):
+                left.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the lock back; nothing to do where this process does not hold it."""
+        if self._lock is not None:
+            self.lock_file.unlink(missing_ok=True)
+            self._lock()
+            self._lock = None
+
+    def cut_log(self, size: int, step: int) -> str | None:
+        """Cut metrics.jsonl to the `size` bytes it had at the checkpoint of `step`; what was logged later comes again.
+
+        Returns a sentence where the log is shorter than that (edited, or lost with the machine), whose last line is
+        then cut if it is not whole; None where all is there.
+        """
+        there = self.metrics_file.stat().st_size if self.metrics_file.is_file() else 0
+        if there >= size:
+            if there:
+                os.truncate(self.metrics_file, size)
+            return None
+        if there:
+            os.truncate(self.metrics_file, self.metrics_file.read_bytes().rfind(b"\n") + 1)
+        return (
+            f"{self.metrics_file} has lost {size - there:,} of the {size:,} bytes that it had at step {step}: the "
+            "curves have a gap; weights and figures are not affected"
+        )
 
     def read_recipe(self) -> Recipe:
         """The resolved recipe that the run was made by; BadRequest where there is none that can be read."""
-        return build_recipe(read_recipe(self.recipe_file))
+        return saved_recipe(read_recipe(self.recipe_file))
 
     def read_settings(self) -> dict[str, Any]:
         """The recipe's values by dotted key as they stand in the file, which an older version may have written."""
@@ -121,11 +251,12 @@ class RunFolder:
         return read_json(self.environment_file)
 
     def read_events(self, event: str) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl of one kind ("step" or "epoch"); none where nothing was logged."""
-        if not self.metrics_file.is_file():
-            return []
-        lines = map(json.loads, self.metrics_file.read_text().splitlines())
-        return [line for line in lines if line["event"] == event]
+        """The lines of metrics.jsonl of one kind ("step" or "epoch"); half a line (a full disk) is left out."""
+        lines = []
+        for text in self.metrics_file.read_text(errors="replace").splitlines() if self.metrics_file.is_file() else []:
+            with suppress(ValueError):
+                lines.append(json.loads(text))
+        return [line for line in lines if isinstance(line, dict) and line.get("event") == event]
 
     def log(self, event: str, **values: Any) -> dict[str, Any]:
         """Append one JSON line to metrics.jsonl; returns its content.
@@ -141,10 +272,23 @@ class RunFolder:
             raise SchaneError(f"{self.metrics_file} cannot be written: {error.strerror or error}") from None
         return line
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within it a file of the run folder that cannot be written is a SchaneError (no space, removed, read-only)."""
+        try:
+            yield
+        except OSError as error:
+            place = error.filename or self.path
+            raise SchaneError(
+                f"{place} cannot be written: {error.strerror or error}; free some space or choose another --out, and "
+                "run the command again"
+            ) from None
+
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json, whole; SchaneError where it cannot be written (no space)."""
+        """Write summary.json, whole, and give the lock back; SchaneError where it cannot be written (no space)."""
         try:
             write_json(self.summary_file, summary)
+            self.close()
         except OSError as error:
             raise SchaneError(f"{self.summary_file} cannot be written: {error.strerror or error}") from None
 
@@ -162,8 +306,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def refuse_existing(path: Path) -> Path:
     """The path, which must be free; BadRequest where something is there already."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise BadRequest(f"{path} exists already; resume it with --resume {path}, or choose another --out")
+    if path.is_dir():
+        free = {RunFolder(path).lock_file.name, RunFolder(path).figures.name}  # of a process that died at once
+        taken = any(entry.name not in free and ".tmp" not in entry.name for entry in path.iterdir())
+    else:
+        taken = path.exists() or path.is_symlink()
+    if taken:
+        raise BadRequest(f"{path} exists already; choose another --out")
     return path
 
 
@@ -186,11 +335,78 @@ def new_run_path(command: str, *parts: str) -> Path:
     return path if not path.exists() else path.with_name(f"{path.name}-{os.getpid()}")
 
 
+def temporary(path: Path) -> Path:
+    """Where a file is written before it takes its name: beside it, named after this machine and process."""
+    return path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+
+
+def remove_dead(folder: Path) -> None:
+    """Remove the temporary files of processes of this machine that are no more."""
+    for left in folder.glob(f".*.tmp-{socket.gethostname()}-*"):
+        number = left.name.rpartition("-")[2]
+        if number.isdecimal() and not _is_alive(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Text by way of a temporary file, so that a reader never sees half of it, and a full disk keeps the old one."""
+    unfinished = temporary(path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """JSON by way of a temporary file, so that a reader never sees half of it. NaN and infinity become null."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(plain(values), indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
+    """JSON, whole or not at all. NaN and infinity become null."""
+    write_text(path, json.dumps(plain(values), indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(frame: "pd.DataFrame", path: Path, **options: Any) -> None:
+    """A table as CSV, whole or not at all, in which a spreadsheet finds no formula.
+
+    A text that a spreadsheet would compute (`=cmd()`) or take for a mark of its own gets an apostrophe in front;
+    `read_csv` takes it away again.
+    """
+    safe = frame.map(_without_formula).rename(columns=_without_formula, index=_without_formula)
+    write_text(path, safe.to_csv(**options))
+
+
+def read_csv(path: Path, **options: Any) -> "pd.DataFrame":
+    """A table that `write_csv` wrote, its texts as they were; BadRequest where it cannot be read."""
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path, keep_default_na=False, **options)
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return frame.map(_as_written).rename(columns=_as_written, index=_as_written)
+
+
+def _without_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _as_written(value: Any) -> Any:
+    marked = isinstance(value, str) and value.startswith("'") and value[1:].startswith(_FORMULA)
+    return value[1:] if marked else value
+
+
+def one_line(text: str) -> str:
+    """Text from outside on one line, for the comment that a file begins with."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def plain(value: Any) -> Any:

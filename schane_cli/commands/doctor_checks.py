@@ -142,7 +142,7 @@ def _train(recipe: Recipe, out: Path, *, stop_after: int | None = None, resume: 
         return 0.5, 1.0
 
     job.validate = validate
-    train(job, resume)
+    train(job)
     return {key: value.clone() for key, value in job.model.state_dict().items()}
 
 

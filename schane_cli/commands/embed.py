@@ -14,7 +14,7 @@ import torch
 
 from schane_cli.commands.embed_tables import predictions, read_embeddings, write_npy, write_table
 from schane_cli.commands.evaluate import select_images
-from schane_cli.distributed import rank
+from schane_cli.distributed import on_first, rank
 from schane_cli.errors import BadRequest, nearest, refusing
 from schane_cli.features.store import FeatureStore, stored_features
 from schane_cli.images.imageset import ImageSet
@@ -25,7 +25,7 @@ from schane_cli.metrics.projection2d import PrincipalComponents, principal_compo
 from schane_cli.metrics.registry import metric
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.recipe import Recipe, build_recipe
-from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label
+from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label, write_csv
 from schane_cli.terminal import Terminal
 
 Result = TypeVar("Result")
@@ -130,9 +130,8 @@ def embed(
     if any(path.suffix == ".parquet" for path in checkpoints):
         return _embed_tables(checkpoints, overrides, options, out, terminal)
     job = _check(checkpoints, overrides, options, terminal)
-    run = RunFolder(out or new_run_path("embed", recipe_label(job.recipes[0]), options.split))
-    if rank() == 0:
-        run.create(job.recipes[0], f"embed {' '.join(map(str, checkpoints))}")
+    run = RunFolder(on_first(lambda: out or new_run_path("embed", recipe_label(job.recipes[0]), options.split)))
+    on_first(lambda: run.create(job.recipes[0], f"embed {' '.join(map(str, checkpoints))}"))
     terminal.say(f"data       {job.recipes[0].data.dataset} {options.split}: {len(job.images)} images")
     for note in job.notes:
         terminal.say(f"           {note}")
@@ -141,7 +140,8 @@ def embed(
         if rank() != 0:
             return None
         for (store, _), name in zip(stores, job.names, strict=True):
-            _write_tables(run.embeddings_table(name if len(stores) > 1 else None), job, store)
+            with run.writing():
+                _write_tables(run.embeddings_table(name if len(stores) > 1 else None), job, store)
         views = [
             _view(job, number, _origin(job.loaded[number]), *_rows(job, *found)) for number, found in enumerate(stores)
         ]
@@ -153,7 +153,8 @@ def _finished(job: Job, run: RunFolder, views: list[View]) -> Embedded:
     with refusing():
         differences = [quality.compare_embeddings(views[0].analysis, view.analysis) for view in views[1:]]
     summary = _summary(job, views, differences) | {"run": str(run.path)}
-    write_points(run.points_table, job.points, views)
+    with run.writing():
+        write_points(run.points_table, job.points, views)
     run.finish(summary)
     return Embedded(run, job.options, job.points, len(job.images), views, differences, summary)
 
@@ -382,7 +383,7 @@ def write_points(path: Path, images: ImageSet, views: Sequence[View]) -> None:
         )
         for view in views
     ]
-    pd.concat(frames).to_csv(path, index=False, float_format="%.6g")
+    write_csv(pd.concat(frames, ignore_index=True), path, index=False, float_format="%.6g")
 
 
 def _summary(job: Job, views: Sequence[View], differences: Sequence[dict[str, PairedDifference]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torchvision.io import encode_png
 
 from schane_cli.commands.robustness import Foreign, corruption_figures, load_foreign, ood_figures, outputs
 from schane_cli.datasets.load import load_splits
+from schane_cli.distributed import on_first
 from schane_cli.errors import BadRequest, refusing
 from schane_cli.features.extract import Features
 from schane_cli.images.identity import image_changes, record
@@ -21,7 +23,7 @@ from schane_cli.metrics.classification import Calibration, ClassMeans
 from schane_cli.metrics.intervals import Estimate
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.recipe import DataRecipe, Recipe
-from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label
+from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label, write_csv
 from schane_cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -168,19 +170,19 @@ def evaluate(
         raise BadRequest(f"--dataset names a dataset twice: {', '.join(names)}")
     plans = [make_plan(loaded, dataset_recipe(loaded, name, overrides), split, extras) for name in names]
     device = pick_device(plans[0].recipe.device)
-    run = RunFolder(out or new_run_path("eval", recipe_label(plans[0].recipe), split))
-    run.create(plans[0].recipe, f"eval {checkpoint}")
+    run = RunFolder(on_first(lambda: out or new_run_path("eval", recipe_label(plans[0].recipe), split)))
+    on_first(lambda: run.create(plans[0].recipe, f"eval {checkpoint}"))
     terminal.say(f"checkpoint {loaded.path} (epoch {loaded.progress['epoch']:g}, {loaded.recipe.model.backbone})")
     if len(plans) == 1:
         return evaluate_one(loaded, plans[0], split, extras, run, device, terminal)
     summaries = []
     for plan in plans:
         part = RunFolder(run.path / recipe_label(plan.recipe).rsplit(f"-{plan.recipe.model.backbone}", 1)[0])
-        part.create(plan.recipe, f"eval {checkpoint}")
+        on_first(partial(part.create, plan.recipe, f"eval {checkpoint}"))
         summaries.append(evaluate_one(loaded, plan, split, extras, part, device, terminal))
     shared = {"command": "eval", "checkpoint": str(loaded.path), "split": split}
     summary = {**shared, "datasets": summaries, "run": str(run.path)}
-    run.finish(summary)
+    on_first(lambda: run.finish(summary))
     return summary
 
 
@@ -227,9 +229,15 @@ def evaluate_one(
         **(ood_figures(loaded, plan.recipe, found, plan.foreign, device, terminal) if extras.ood else {}),
         "run": str(run.path),
     }
-    write_tables(run, scores, images)
-    run.finish(summary)
+    on_first(lambda: write_results(run, scores, images, summary))
     return plain(summary)
+
+
+def write_results(run: RunFolder, scores: Scores, images: ImageSet, summary: Mapping[str, Any]) -> None:
+    """Tables and summary.json; SchaneError where they cannot be written."""
+    with run.writing():
+        write_tables(run, scores, images)
+    run.finish(summary)
 
 
 def scaled(
@@ -298,16 +306,17 @@ def write_tables(run: RunFolder, scores: Scores, images: ImageSet) -> None:
         for name, e in zip(images.class_names, scores.per_class, strict=True)
         if e is not None and e.ci95 is not None
     ]
-    pd.DataFrame(rows).to_csv(run.per_class_table, index=False)
+    write_csv(pd.DataFrame(rows), run.per_class_table, index=False)
     names = list(images.class_names)
     counts = metrics.confusion(scores.features.logits, scores.features.labels)
-    pd.DataFrame(counts, index=pd.Index(names, name="label"), columns=names).to_csv(run.confusion_table)
-    pd.DataFrame(
+    write_csv(pd.DataFrame(counts, index=pd.Index(names, name="label"), columns=names), run.confusion_table)
+    predictions = pd.DataFrame(
         {
             "id": images.ids,
             "label": [names[label] for label in images.labels],
             "prediction": [names[label] for label in predicted.tolist()],
             "confidence": probabilities.max(1).values.numpy(),
         }
-    ).to_csv(run.predictions_table, index=False)
+    )
+    write_csv(predictions, run.predictions_table, index=False)
     worst_mistakes(scores.features, images).to_parquet(run.mistakes_table, index=False)

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pandas as pd
 import torch
 
 from schane_cli import plugins
+from schane_cli.commands.finetune import finished_before
 from schane_cli.datasets.catalog import class_list
 from schane_cli.datasets.load import load_fewshot_splits
-from schane_cli.distributed import rank
+from schane_cli.distributed import on_first
 from schane_cli.errors import BadRequest, nearest, refusing
 from schane_cli.features.extract import extract
 from schane_cli.features.store import RandomView, stored_features
@@ -28,7 +30,7 @@ from schane_cli.metrics.registry import METRICS
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.models.model import SchaneModel
 from schane_cli.recipe import FewshotRecipe, Recipe
-from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label
+from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label, write_csv
 from schane_cli.terminal import Terminal
 from schane_cli.training.job import announce, describe, prepare, train
 from schane_cli.training.trainer import Job
@@ -68,6 +70,9 @@ def fewshot(
             seen the novel classes (unless allowed).
     """
     started = time.perf_counter()
+    done = finished_before(recipe, resume or out) if not checkpoints else None
+    if done is not None:
+        return done
     splits = load_fewshot_splits(recipe.data, untrained=not checkpoints and recipe.train.epochs == 0)
     check_ways(splits, recipe)
     episodes = draw_all(splits.novel, recipe)
@@ -76,12 +81,12 @@ def fewshot(
     if checkpoints:
         loaded = [load_checkpoint(path) for path in checkpoints]
         seen = {one.path: seen_classes(one, splits.novel, allow_seen_classes) for one in loaded}
-        run = RunFolder(out or new_run_path("fewshot", recipe_label(recipe)))
-        run.create(recipe, "fewshot")
+        run = RunFolder(on_first(lambda: out or new_run_path("fewshot", recipe_label(recipe))))
+        on_first(lambda: run.create(recipe, f"fewshot {' '.join(map(str, checkpoints))}"))
     else:
         job = base_job(recipe, splits, out=out, terminal=terminal, resume=resume)
         announce(job, splits.notes, splits.novel)
-        training = describe(job, train(job, resume is not None))
+        training = describe(job, train(job))
         run, loaded, seen = job.run, [load_checkpoint(job.run.path)], {}
     may_have_seen = [*pretraining_notes(loaded, recipe), *(note for note in seen.values() if note)]
     for note in splits.notes if checkpoints else ():
@@ -110,10 +115,22 @@ def fewshot(
         "total_seconds": time.perf_counter() - started,
         "run": str(run.path),
     }
-    if rank() == 0:
-        write_tables(run, correct, episodes, splits.novel)
-        run.finish(summary)
+    with closing(run):
+        on_first(lambda: _write(run, correct, episodes, splits.novel, summary))
     return plain(summary)
+
+
+def _write(
+    run: RunFolder,
+    correct: Mapping[tuple[str, int, str], np.ndarray],
+    episodes: Mapping[int, Episodes],
+    novel: ImageSet,
+    summary: Mapping[str, Any],
+) -> None:
+    """The tables and summary.json; SchaneError where they cannot be written."""
+    with run.writing():
+        write_tables(run, correct, episodes, novel)
+    run.finish(summary)
 
 
 def check_ways(splits: FewshotSplits, recipe: Recipe) -> None:
@@ -425,7 +442,7 @@ def write_tables(
             if of_class.size:
                 hardness.append({**key, "class": class_name, "n": of_class.size, "accuracy": of_class.mean()})
     pd.concat(frames).to_parquet(run.episodes_table, index=False)
-    pd.DataFrame(hardness).to_csv(run.per_class_table, index=False)
+    write_csv(pd.DataFrame(hardness), run.per_class_table, index=False)
 
 
 def checkpoint_recipe(checkpoint: Path, overrides: Mapping[str, Any]) -> Recipe:

@@ -1,15 +1,15 @@
 """`schane finetune`: train on train, choose the epoch on val, read test once."""
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from schane_cli.commands.calibration import calibrate_on, keep
-from schane_cli.commands.evaluate import score, write_tables
+from schane_cli.commands.evaluate import score, write_results
 from schane_cli.datasets.load import load_splits, reading_once
-from schane_cli.distributed import rank
+from schane_cli.distributed import on_first
 from schane_cli.errors import BadRequest
 from schane_cli.metrics.intervals import t_interval
 from schane_cli.metrics.registry import metric
@@ -32,32 +32,46 @@ def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Pa
     started = time.perf_counter()
     refuse_no_epochs(recipe)
     splits = load_splits(recipe.data)
-    recipe = sized(recipe, len(splits.train)) if resume is None else recipe
+    recipe = sized(recipe, len(splits.train))
+    done = finished_before(recipe, resume or out)
+    if done is not None:
+        return done
     others = {"test": splits.test}
     job = prepare(
         recipe, splits.train, splits.val, "finetune", out=out, terminal=terminal, resume=resume, others=others
     )
     announce(job, splits.notes, splits.test)
-    if recipe.train.seen_images is not None and resume is None:
+    if recipe.train.seen_images is not None and job.stored is None:
         terminal.say(f"estimate  {recipe.train.epochs} epochs, about {in_words(estimated_seconds(job))}")
-    outcome = train(job, resume is not None)
-    best = load_checkpoint(job.run.path)
-    test = score(best, splits.test, device=job.device, terminal=terminal)
-    if recipe.data.train_on == "train":  # what schane predict needs of val, so that it needs none of the data
-        keep(best, calibrate_on(best, splits.val, job.device, terminal))
-    summary = {
-        **describe(job, outcome),
-        **test.summary("test"),
-        "test_sha256": splits.test.identity(),
-        "split_notes": splits.notes,
-        "images_left_out": splits.left_out,
-        "total_seconds": time.perf_counter() - started,
-        "run": str(job.run.path),
-    }
-    if rank() == 0:
-        write_tables(job.run, test, splits.test)
-        job.run.finish(summary)
+    with closing(job.run):
+        outcome = train(job)
+        best = load_checkpoint(job.run.path)
+        test = score(best, splits.test, device=job.device, terminal=terminal)
+        if recipe.data.train_on == "train":  # what schane predict needs of val, so that it needs none of the data
+            keep(best, calibrate_on(best, splits.val, job.device, terminal))
+        summary = {
+            **describe(job, outcome),
+            **test.summary("test"),
+            "test_sha256": splits.test.identity(),
+            "split_notes": splits.notes,
+            "images_left_out": splits.left_out,
+            "total_seconds": time.perf_counter() - started,
+            "run": str(job.run.path),
+        }
+        on_first(lambda: write_results(job.run, test, splits.test, summary))
     return summary
+
+
+def finished_before(recipe: Recipe, path: Path | None) -> dict[str, Any] | None:
+    """The summary of this very run where it came to its end but not to its page; None where it is still to be made."""
+
+    def summary() -> dict[str, Any] | None:
+        run = RunFolder(path) if path is not None else None
+        if run is None or run.state != "finished" or run.read_recipe() != recipe:
+            return None
+        return {**run.read_summary(), "run": str(run.path)}  # it may have been moved
+
+    return on_first(summary)
 
 
 def refuse_no_epochs(recipe: Recipe) -> None:
@@ -68,62 +82,63 @@ def refuse_no_epochs(recipe: Recipe) -> None:
         )
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`0-4` or `0,3,7` as a list of two or more seeds."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise BadRequest(f"--seeds takes numbers and ranges like 0-4 or 0,3,7; got {text!r}")
-        seeds += range(int(first), int(last if dash else first) + 1)
-    if len(set(seeds)) < 2:
-        raise BadRequest(f"--seeds {text} names fewer than two seeds; --seed runs one")
-    return list(dict.fromkeys(seeds))
-
-
 @reading_once()
 def finetune_seeds(
     recipe: Recipe, seeds: Sequence[int], *, out: Path | None, terminal: Terminal, resume: Path | None = None
 ) -> dict[str, Any]:
-    """One run a seed in folders s<seed> below `out`, and a summary of their means with 95 % intervals.
+    """One run per seed in folders s<seed> below `out`, and a summary of their means with 95 % intervals.
 
-    Finished seeds are kept and a stopped one goes on, so that `resume` is the folder of an earlier call.
+    Finished seeds are kept and a stopped one is resumed, so that `resume` is the folder of an earlier call.
     """
     refuse_no_epochs(recipe)
-    parent = RunFolder(resume or out or new_run_path("finetune", f"{recipe_label(recipe)}-seeds"))
     recipe = recipe.model_copy(update={"seed": seeds[0]})
-    if resume is None:
-        parent.create(recipe, f"finetune --seeds {','.join(map(str, seeds))}")
-    elif not parent.exists or parent.read_recipe() != recipe:
-        raise BadRequest(
-            f"{resume} is no folder of these seeds and this recipe; resume with the flags of the first call"
-        )
+    path = on_first(lambda: resume or out or new_run_path("finetune", f"{recipe_label(recipe)}-seeds"))
+    done = finished_before(recipe, path)
+    if done is not None and done.get("seeds") == list(seeds):
+        return done
+    listed = ",".join(map(str, seeds))
+    parent = RunFolder(path)
+    on_first(lambda: _open_seeds(parent, recipe, f"finetune --seeds {listed}", resuming=resume is not None))
     summaries = []
-    for number, seed in enumerate(seeds, 1):
-        terminal.say(f"seed {seed} ({number} of {len(seeds)})", style="bold")
-        try:
-            seeded = recipe.model_copy(update={"seed": seed})
-            summaries.append(run_or_resume(finetune, seeded, parent.path / f"s{seed}", terminal))
-        except Interrupted as stopped:
-            command = f"finetune --seeds {','.join(map(str, seeds))} --resume {parent.path}"
-            raise stopped.resumed_by(command) from None
-    summary = summarise_seeds(summaries, parent.path)
-    parent.finish(summary)
+    with closing(parent):
+        for number, seed in enumerate(seeds, 1):
+            terminal.say(f"seed {seed} ({number} of {len(seeds)})", style="bold")
+            try:
+                seeded = recipe.model_copy(update={"seed": seed})
+                summaries.append(run_or_resume(finetune, seeded, parent.path / f"s{seed}", terminal))
+            except Interrupted as stopped:
+                raise stopped.resumed_by(f"finetune --seeds {listed} --resume {parent.path}") from None
+        summary = summarise_seeds(summaries, parent.path)
+        on_first(lambda: parent.finish(summary))
     return summary
 
 
-def run_or_resume(run: Callable[..., dict[str, Any]], recipe: Recipe, path: Path, terminal: Terminal) -> dict[str, Any]:
-    """The run of a recipe in its folder: kept where it is finished, gone on with where it was stopped, begun otherwise.
+def _open_seeds(parent: RunFolder, recipe: Recipe, command: str, *, resuming: bool) -> None:
+    """Make the folder of several seeds, or lock the one of an earlier call."""
+    if resuming and (not parent.exists or parent.read_recipe() != recipe):
+        raise BadRequest(
+            f"{parent.path} is not a folder of these seeds and this recipe; resume with the flags of the first call"
+        )
+    if not resuming:
+        parent.create(recipe, command)
+        return
+    try:
+        parent.lock()
+    except OSError as error:
+        raise BadRequest(f"{parent.path} cannot be written: {error.strerror or error}") from None
 
-    `run` is a verb that trains: finetune, or few-shot base training.
+
+def run_or_resume(run: Callable[..., dict[str, Any]], recipe: Recipe, path: Path, terminal: Terminal) -> dict[str, Any]:
+    """The run of a recipe in its folder: kept where it is finished, resumed where it was stopped, begun otherwise.
+
+    `run` is a command that trains: finetune, or few-shot base training.
     """
     folder = RunFolder(path)
-    if folder.finished:
-        return folder.read_summary()
-    if folder.resumable:
-        return run(recipe, out=None, terminal=terminal, resume=path)
-    shutil.rmtree(path, ignore_errors=True)  # stopped before its first checkpoint: nothing of worth is in it
-    return run(recipe, out=path, terminal=terminal)
+    summary = on_first(lambda: folder.read_summary() if folder.finished else None)
+    if summary is not None:
+        return summary
+    resuming = on_first(lambda: folder.resumable)
+    return run(recipe, out=None if resuming else path, terminal=terminal, resume=path if resuming else None)
 
 
 def summarise_seeds(summaries: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
@@ -146,14 +161,17 @@ def summarise_seeds(summaries: Sequence[Mapping[str, Any]], path: Path) -> dict[
 
 
 def resumed_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe of the run to go on with; BadRequest where there is none, it is finished, or a value differs."""
+    """The recipe of the run to resume; BadRequest where there is none, it is finished, or a value differs.
+
+    A run without its page is taken too: the page is all that is made then.
+    """
     run = RunFolder(path)
     if not run.exists:
-        raise BadRequest(f"nothing to resume at {path}: it holds no recipe.yaml")
-    if run.finished:
-        raise BadRequest(f"the run at {path} is finished; schane eval {path} scores it again")
-    if not run.resumable:
-        raise BadRequest(f"the run at {path} was stopped before its first checkpoint; remove it and start again")
+        raise BadRequest(f"nothing to resume at {path}: it holds no {run.recipe_file.name}")
+    if run.state == "reported":
+        raise BadRequest(
+            f"the run at {path} is finished; schane eval {path} scores it again, schane report {path} draws its page"
+        )
     before = run.read_recipe()
     tree = before.model_dump(mode="json")
     for key, value in overrides.items():
@@ -165,11 +183,33 @@ def resumed_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def unfinished_run(command: str, recipe: Recipe, out: Path | None) -> Path | None:
-    """What `--resume auto` goes on with: `out`, or the newest stopped run of this very recipe; None: start anew."""
-    candidates = (
-        [out] if out is not None else sorted((RESULTS / command).glob("*"), key=lambda path: path.stat().st_mtime)
-    )
-    for path in reversed(candidates):
-        if RunFolder(path).resumable and resumed_recipe(path, {}) == recipe:
-            return path
-    return None
+    """What `--resume auto` resumes: `out`, or the newest unfinished run of this very recipe; None: a new run.
+
+    A folder that is no run of this recipe, or cannot be read, is passed over.
+    """
+    if out is not None:
+        candidates = [RunFolder(out)]
+    else:
+        places = [place for place in (RESULTS / command).glob("*") if place.is_dir()]
+        candidates = [RunFolder(place) for place in sorted(places, key=_changed_at, reverse=True)]
+    return next((run.path for run in candidates if _is_unfinished(run, recipe)), None)
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # removed since it was listed
+        return 0.0
+
+
+def _is_unfinished(run: RunFolder, recipe: Recipe) -> bool:
+    try:
+        if run.state not in {"started", "stopped", "finished"}:
+            return False
+        stored = run.read_recipe()
+        if recipe.train.seen_images is not None:  # the run's data said how many epochs and how large a batch that makes
+            made = {key: getattr(stored.train, key) for key in ("epochs", "batch_size", "chunk_size")}
+            recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=made)})
+        return stored == recipe
+    except (BadRequest, OSError):  # a run of another release, or no run at all
+        return False

@@ -351,8 +351,8 @@ def _begin(run: RunFolder, predictor: Predictor, request: dict[str, Any], images
                 raise BadRequest(f"the {what} are not those that {run.path} began with; start again in a new folder")
         return
     if rank() == 0:
-        run.create(predictor.recipes[0], "predict")
-        run.parts.mkdir()
+        run.create(predictor.recipes[0], "predict", resumable=True)
+        run.parts.mkdir(exist_ok=True)
         write_json(run.request_file, request)
     if world_size() > 1:
         dist.barrier()

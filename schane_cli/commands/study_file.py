@@ -1,19 +1,30 @@
 """A study file: which recipe, what varies, which seeds; and the trials that it asks for."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from schane_cli.errors import BadRequest, nearest
 from schane_cli.metrics.registry import find_metric
-from schane_cli.recipe import Recipe, build_recipe, describe_error, find_recipe, known_keys, read_recipe, unknown_key
+from schane_cli.recipe import (
+    MAX_SEED,
+    MAX_SEEDS,
+    Recipe,
+    build_recipe,
+    describe_error,
+    find_recipe,
+    known_keys,
+    parse_seeds,
+    read_recipe,
+    unknown_key,
+)
 
 MAX_TRIALS = 100_000
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class _Part(BaseModel):
@@ -46,12 +57,12 @@ class StudyFile(_Part):
     grid: dict[str, list[Any]] = Field({}, description="values to combine, by dotted key")
     search: dict[str, Range | list[Any]] = Field({}, description="{low, high, log} or a list, by dotted key")
     trials: int | None = Field(None, ge=1, le=MAX_TRIALS, description="points drawn by a search")
-    seeds: list[int] = Field([0], min_length=1, description="seeds of every setting")
+    seeds: list[Seed] = Field([0], min_length=1, max_length=MAX_SEEDS, description="seeds of every setting")
     metric: str | None = Field(
         None, description="the runs' metric to make best (a search: val_accuracy) or compare (a grid: test_accuracy)"
     )
     baseline: str | None = Field(None, description="the arm that the others are compared with")
-    heartbeat_seconds: int = Field(15, ge=1, description="a worker silent for four of these is taken for dead")
+    heartbeat_seconds: int = Field(15, ge=1, le=3600, description="a worker silent for four of these is taken for dead")
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "StudyFile":
@@ -97,7 +108,8 @@ def read_study(path: Path) -> StudyFile:
         raise BadRequest(f"no study file at {path}")
     tree = read_recipe(path)
     try:
-        study = StudyFile.model_validate({**tree, "seeds": _seeds(tree.get("seeds", [0]))})
+        seeds = tree.get("seeds", [0])
+        study = StudyFile.model_validate({**tree, "seeds": parse_seeds(str(seeds)) if _is_text(seeds) else seeds})
     except ValidationError as error:
         told = (describe_error(item, unknown=_unknown_study_key) for item in error.errors())
         raise BadRequest(f"{path}: {'; '.join(dict.fromkeys(told))}") from None
@@ -109,12 +121,9 @@ def _unknown_study_key(key: str) -> str:
     return f"unknown study key {key!r}{nearest(key, StudyFile.model_fields)}"
 
 
-def _seeds(given: Any) -> Any:
-    """`0-4`, `0,3` or a number as a list."""
-    if isinstance(given, str) and re.fullmatch(r"\d+-\d+", given):
-        first, last = map(int, given.split("-"))
-        return list(range(first, last + 1))
-    return [given] if isinstance(given, int) else given
+def _is_text(seeds: Any) -> bool:
+    """Whether seeds are written as --seeds takes them (`3`, `0-4`, `0,3`) rather than as a list."""
+    return isinstance(seeds, str | int) and not isinstance(seeds, bool)
 
 
 def _check_keys(study: StudyFile, path: Path) -> None:

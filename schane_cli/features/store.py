@@ -7,8 +7,9 @@ a file system they share) each makes every world-size-th block.
 """
 
 import hashlib
-import os
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from schane_cli.distributed import rank, same_everywhere, world_size
+from schane_cli.distributed import on_first, rank, same_everywhere, world_size
+from schane_cli.errors import SchaneError
 from schane_cli.features.extract import autocast, normalise
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import Batch, eval_loader, train_transform, view_loader, worker_count
@@ -28,7 +30,7 @@ from schane_cli.images.preprocessing import eval_transform
 from schane_cli.models.checkpoint import Loaded
 from schane_cli.models.model import Outputs, place
 from schane_cli.recipe import AugmentRecipe, Recipe
-from schane_cli.run import RESULTS
+from schane_cli.run import RESULTS, remove_dead, temporary
 from schane_cli.terminal import Task, Terminal
 
 Floats = NDArray[np.floating[Any]]
@@ -69,11 +71,12 @@ class FeatureStore:
         return [number for number in range(len(self.slices())) if not self._whole(number)]
 
     def _whole(self, number: int) -> bool:
-        """Whether block `number` is there and readable; a truncated file (a full disk) is made anew."""
+        """Whether block `number` is there with the checksums it was written with; a damaged one is made anew."""
         try:
             with safe_open(self.file(number), "numpy") as file:
-                return "logits" in file.keys()  # noqa: SIM118 (not a mapping)
-        except (OSError, SafetensorError):
+                checksums = file.metadata() or {}
+                return all(checksum(file.get_tensor(name)) == checksums.get(name) for name in Outputs._fields)
+        except (OSError, SafetensorError, ValueError):
             return False
 
     def read(self, number: int, layer: str) -> Floats:
@@ -151,7 +154,7 @@ def fill(
     """Extract the blocks that `store` lacks, in one pass of one loader; returns when every process is done."""
     # one list for all: a process that looks later would find fewer missing, and take others' blocks for its own
     own = same_everywhere(store.missing())[rank() :: world_size()]
-    store.folder.mkdir(parents=True, exist_ok=True)
+    on_first(lambda: _prepare_folder(store.folder))
     slices = store.slices()
     indices = np.concatenate([np.arange(slices[b].start, slices[b].stop) for b in own]) if own else np.empty(0, int)
     model = place(loaded.model, device).eval()
@@ -167,6 +170,20 @@ def fill(
             waiting = _write(store.file(number), waiting, slices[number].stop - slices[number].start)
     if world_size() > 1:
         dist.barrier()
+
+
+def checksum(values: Floats) -> str:
+    """CRC-32 of an array's bytes."""
+    return f"{zlib.crc32(np.ascontiguousarray(values).data):08x}"
+
+
+def _prepare_folder(folder: Path) -> None:
+    """Make the store's folder and remove what dead processes left half-written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_dead(folder)
+    except OSError as error:
+        raise SchaneError(f"{folder} cannot be written: {error.strerror or error}") from None
 
 
 def _pixels(
@@ -190,8 +207,17 @@ def _pixels(
 def _write(path: Path, waiting: list[Outputs], size: int) -> list[Outputs]:
     """Save the first `size` images of `waiting` whole; returns the rest."""
     columns = Outputs(*(torch.cat(column) for column in zip(*waiting, strict=True)))
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
-    save_file({name: column[:size].contiguous() for name, column in columns._asdict().items()}, temporary)
-    temporary.replace(path)
+    tensors = {name: column[:size].contiguous() for name, column in columns._asdict().items()}
+    unfinished = temporary(path)
+    try:
+        save_file(tensors, unfinished, {name: checksum(tensor.numpy()) for name, tensor in tensors.items()})
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise SchaneError(
+            f"{path} cannot be written ({error}); free some space, and the same command continues from the block it "
+            "lacks"
+        ) from None
     rest = Outputs(*(column[size:] for column in columns))
     return [rest] if len(rest.logits) else []

@@ -65,13 +65,21 @@ def load_checkpoint(path: Path) -> Loaded:
     """
     file = find_checkpoint(path)
     content = read_checkpoint(file)
-    recipe = saved_recipe(content["recipe"])
+    recipe = stored_recipe(content, file)
     spec = stored_input(content["input"])
     model = build_model(recipe.model, len(content["class_names"]), spec.size, load_weights=False)
     restore(model, content, file)
     return Loaded(
         file, model.eval(), recipe, tuple(content["class_names"]), spec, content["progress"], content.get("images", {})
     )
+
+
+def stored_recipe(content: dict[str, Any], path: Path) -> Recipe:
+    """The recipe in the checkpoint `content` of `path`; BadRequest that names the file where it does not hold."""
+    try:
+        return saved_recipe(content["recipe"])
+    except BadRequest as error:
+        raise BadRequest(f"checkpoint {path}, recipe: {error}") from None
 
 
 def restore(model: SchaneModel, content: dict[str, Any], path: Path) -> None:

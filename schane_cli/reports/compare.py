@@ -21,7 +21,7 @@ from schane_cli.errors import BadRequest
 from schane_cli.metrics.registry import metric as registered
 from schane_cli.reports import plots
 from schane_cli.reports.pages import drawn, write_page
-from schane_cli.run import RunFolder, read_json, write_json
+from schane_cli.run import RunFolder, one_line, read_json, write_csv, write_json
 from schane_cli.terminal import Terminal, figures_table
 
 NOTE = (
@@ -46,7 +46,7 @@ def write_comparison(blocks: Sequence[Block], notes: Sequence[str], folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     run = RunFolder(folder)
     frames = [block.table().assign(block=block.title) for block in blocks]
-    pd.concat(frames).to_csv(run.comparison_table, index=False)
+    write_csv(pd.concat(frames, ignore_index=True), run.comparison_table, index=False)
     run.comparison_table.with_suffix(".md").write_text(markdown(blocks))
     run.comparison_table.with_suffix(".tex").write_text(latex(blocks))
     title = f"{blocks[0].meaning.label} by {', '.join(dict.fromkeys(block.title.split(',')[0] for block in blocks))}"
@@ -180,7 +180,12 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 
 def _md(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
+
+
+def escape_markdown(text: str) -> str:
+    """Text that stays text in a cell of a Markdown table: on one line, no column, no HTML, no link."""
+    return re.sub(r"[\\|<>`\[\]]", lambda mark: "\\" + mark.group(), one_line(text))
 
 
 def latex(blocks: Sequence[Block]) -> str:
@@ -190,11 +195,18 @@ def latex(blocks: Sequence[Block]) -> str:
         body = [" & ".join(map(escape_latex, row)) + r" \\" for row in rows(block)]
         head = " & ".join(map(escape_latex, columns(block))) + r" \\"
         layout = "l" + "r" * (len(columns(block)) - 1)
-        lines = [f"% {heading(block)}", rf"\begin{{tabular}}{{{layout}}}", r"\toprule", head, r"\midrule", *body]
+        lines = [
+            f"% {one_line(heading(block))}",
+            rf"\begin{{tabular}}{{{layout}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+        ]
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(parts) + "\n"
 
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return re.sub(r"[\\&%$#_{}~^]", lambda found: _LATEX[found.group()], text).replace("±", r"$\pm$")
+    return re.sub(r"[\\&%$#_{}~^]", lambda found: _LATEX[found.group()], one_line(text)).replace("±", r"$\pm$")

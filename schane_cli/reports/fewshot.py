@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from schane_cli.metrics.registry import METRICS
 from schane_cli.reports import plots
 from schane_cli.reports.pages import drawn, write_page
-from schane_cli.run import RunFolder
+from schane_cli.run import RunFolder, read_csv
 from schane_cli.terminal import Terminal, figures_table
 
 COLUMNS = ("shots", "classifier", "accuracy, %", "disjoint episodes, %", "n")
@@ -58,7 +56,7 @@ def header(summary: dict[str, Any]) -> list[str]:
 
 def class_table(run: Path) -> tuple[list[str], list[list[str]]]:
     """Accuracy of each novel class, the lowest mean first, one column per result: (columns, rows)."""
-    frame = pd.read_csv(RunFolder(run).per_class_table, dtype={"class": str, "checkpoint": str}, keep_default_na=False)
+    frame = read_csv(RunFolder(run).per_class_table, dtype={"class": str, "checkpoint": str})
     keys = [key for key in ("checkpoint", "classifier", "shots") if key == "shots" or frame[key].nunique() > 1]
     wide = frame.pivot_table(index="class", columns=keys, values="accuracy", sort=False)
     wide = wide.loc[wide.mean(axis=1).sort_values().index]

@@ -13,7 +13,7 @@ from PIL import Image
 from schane_cli.metrics.registry import METRICS
 from schane_cli.reports import plots
 from schane_cli.reports.pages import Picture, drawn, thumbnail
-from schane_cli.run import RunFolder
+from schane_cli.run import RunFolder, read_csv
 
 CLASS_COLUMNS = ("class", f"{METRICS['accuracy'].label} (95 % interval)", "n")
 PAIR_COLUMNS = ("label", "taken for", "images", "% of the label")
@@ -36,7 +36,7 @@ def predictions(run: Path) -> Predictions | None:
     tables = RunFolder(run).confusion_table, RunFolder(run).per_class_table, RunFolder(run).mistakes_table
     if not all(table.is_file() for table in tables):
         return None
-    counts = pd.read_csv(RunFolder(run).confusion_table, index_col=0, dtype={"label": str}, keep_default_na=False)
+    counts = read_csv(RunFolder(run).confusion_table, index_col=0, dtype={"label": str})
     names = [str(name) for name in counts.index]
     wrong = pd.read_parquet(RunFolder(run).mistakes_table).to_dict("records")
     plots.save(
@@ -57,7 +57,7 @@ def predictions(run: Path) -> Predictions | None:
 
 def read_per_class(run: Path) -> pd.DataFrame:
     """per_class.csv: class, n, accuracy and its interval, the hardest class first."""
-    frame = pd.read_csv(RunFolder(run).per_class_table, dtype={"class": str}, keep_default_na=False)
+    frame = read_csv(RunFolder(run).per_class_table, dtype={"class": str})
     return frame.sort_values("accuracy", kind="stable")
 
 

@@ -1,17 +1,19 @@
 """A training run made ready, announced, trained and described."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from schane_cli.distributed import rank, same_everywhere, world_size
+from schane_cli.distributed import on_first, world_size
 from schane_cli.errors import BadRequest
 from schane_cli.images.identity import class_changes, image_changes, record
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.preprocessing import stored_input
-from schane_cli.models.files import read_checkpoint
+from schane_cli.models.checkpoint import stored_recipe
+from schane_cli.models.files import read_last
 from schane_cli.models.model import build_model, dry_pass, input_spec
-from schane_cli.recipe import Recipe
+from schane_cli.recipe import Recipe, differences
 from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label, require_space, seed_everything
 from schane_cli.terminal import Terminal
 from schane_cli.training.batchnorm import choice, has_batchnorm
@@ -32,8 +34,9 @@ def prepare(
 ) -> Job:
     """Seed, build the model and name the run folder; nothing is written yet.
 
-    A resumed run has its weights in last.pt, so the file it once started from is not asked for. `others` are the
-    splits besides train and val whose identity the checkpoints hold.
+    A resumed run has its weights in last.pt, so the file it once started from is not asked for. A run that was stopped
+    before its first checkpoint starts anew in its folder. `others` are the splits besides train and val whose identity
+    the checkpoints hold.
 
     Raises:
         BadRequest: a request that cannot be met, or a resumed run whose classes or images are no longer those it began
@@ -41,15 +44,16 @@ def prepare(
     """
     device = pick_device(recipe.device)
     images = record({"train": train, "val": val, **(others or {})})
-    stored = read_checkpoint(resume / "checkpoints" / "last.pt") if resume is not None else None
+    resuming = on_first(lambda: resume is not None and RunFolder(resume).resumable)
+    stored = _stored(RunFolder(resume), recipe) if resume is not None and resuming else None
     if stored is not None:
         _require_same_data(stored, train.class_names, images)
     check_request(recipe, train)
     seed_everything(recipe.seed)
-    model = build_model(recipe.model, len(train.class_names), recipe.data.image_size, load_weights=resume is None)
-    path = same_everywhere(resume or out or new_run_path(command, recipe_label(recipe)))
+    model = build_model(recipe.model, len(train.class_names), recipe.data.image_size, load_weights=stored is None)
     spec = input_spec(model, recipe.data.image_size) if stored is None else stored_input(stored["input"])
-    return Job(recipe, model, spec, train, val, RunFolder(path), terminal, device, command, images)
+    run = RunFolder(on_first(lambda: resume or out or new_run_path(command, recipe_label(recipe))))
+    return Job(recipe, model, spec, train, val, run, terminal, device, command, images, stored=stored)
 
 
 def _require_same_data(stored: Mapping[str, Any], class_names: tuple[str, ...], images: Mapping[str, Any]) -> None:
@@ -63,14 +67,42 @@ def _require_same_data(stored: Mapping[str, Any], class_names: tuple[str, ...], 
         )
 
 
-def train(job: Job, resuming: bool) -> Outcome:
-    """Run the training core, from the start in a new folder or from last.pt of an old one."""
-    trainer = Trainer(job, read_checkpoint(job.run.last) if resuming else None)
+def _stored(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
+    """The content of last.pt of a stopped run; BadRequest where recipe.yaml was changed since it was written."""
+    content = read_last(run.last)
+    changed = differences(stored_recipe(content, run.last), recipe, label="checkpoint")
+    if changed:
+        raise BadRequest(
+            f"{run.recipe_file} was changed since the run began: {'; '.join(changed)}. Put the values back, or start "
+            "another run with them"
+        )
+    return content
+
+
+def train(job: Job) -> Outcome:
+    """Run the training core, from the start in a new folder or from last.pt of a stopped run.
+
+    The run folder is locked from here until `job.run.close`.
+    """
+    trainer = Trainer(job, job.stored)
     dry_pass(trainer.model, smallest_pass(job.recipe), job.spec.size, job.device)
     require_space(job.run.path, trainer.checkpoint_bytes())
-    if rank() == 0 and not resuming:
-        job.run.create(job.recipe, job.command)
+    on_first(partial(_open, job))
+    if job.stored is not None:
+        trainer.cut_log()
+    job.stored = None  # the tensors of last.pt would stay in memory
     return trainer.run()
+
+
+def _open(job: Job) -> None:
+    """Make the run folder, or lock that of the run that is resumed."""
+    if job.stored is None:
+        job.run.create(job.recipe, job.command, resumable=True)
+        return
+    try:
+        job.run.lock()
+    except OSError as error:
+        raise BadRequest(f"run folder {job.run.path} cannot be written: {error.strerror or error}") from None
 
 
 def smallest_pass(recipe: Recipe) -> int:

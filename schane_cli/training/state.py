@@ -52,8 +52,12 @@ def put_back(parts: Parts, content: dict[str, Any], path: Path) -> None:
             "random state of each belongs to its place"
         )
     restore(parts.model, content, path)
-    parts.optimizer.load_state_dict(split_optimizer_state(training["optimizer"], parts.optimizer))
-    if parts.ema is not None:
-        parts.ema.module.load_state_dict(training["ema"])
-    parts.objective.load_state_dict(training["objective"])
-    set_random_state(training["random"][rank()], parts.device)
+    try:
+        parts.optimizer.load_state_dict(split_optimizer_state(training["optimizer"], parts.optimizer))
+        if parts.ema is not None:
+            parts.ema.module.load_state_dict(training["ema"])
+        parts.objective.load_state_dict(training["objective"])
+        set_random_state(training["random"][rank()], parts.device)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise BadRequest(f"{path} cannot be resumed: its training state does not fit the recipe ({reason})") from None

@@ -1,6 +1,5 @@
 """The one training core, under finetune and few-shot base training: stopped anywhere, it goes on to the same bits."""
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -74,6 +73,7 @@ class Job:
     images: dict[str, Any] = field(default_factory=dict)  # of every split, as `images.identity.record` puts it
     # Scores a model where accuracy on `val` is not the aim (episodes on val classes): (accuracy, a loss to break ties)
     validate: Callable[[SchaneModel], tuple[float, float]] | None = None
+    stored: dict[str, Any] | None = None  # the content of last.pt where a stopped run is resumed
 
 
 class Trainer:
@@ -101,7 +101,7 @@ class Trainer:
         self.step = 0
         self.best: dict[str, float] = {"val_accuracy": -1.0, "val_nll": float("inf"), "epoch": -1}
         self.seconds = self.wait_seconds = 0.0
-        self.images_done = 0
+        self.images_done = self._logged_bytes = 0
         self._stop = StopSignal(self.device)
         self.cost, self.resumed = CostMeter(self.device), resume is not None
         torch.manual_seed(self.recipe.seed + rank())  # each process drops other paths
@@ -396,9 +396,13 @@ class Trainer:
         self.step, self.best = training["step"], training["best"]
         self.seconds, self.wait_seconds = training["seconds"], training["wait_seconds"]
         self.images_done = training["images_done"]
-        metrics = self.job.run.metrics_file
-        if rank() == 0 and metrics.exists():
-            os.truncate(metrics, training["metrics_bytes"])  # what was logged after the save happens again
+        self._logged_bytes = training["metrics_bytes"]
+
+    def cut_log(self) -> None:
+        """Bring metrics.jsonl back to where last.pt was written; what was logged later is logged again."""
+        gap = self.job.run.cut_log(self._logged_bytes, self.step) if rank() == 0 else None
+        if gap is not None:
+            self.job.terminal.say(gap)
 
     def _outcome(self) -> Outcome:
         return Outcome(

@@ -62,7 +62,8 @@ def test_every_flag_has_the_description_and_the_range_of_its_field() -> None:
     options = _options(_commands()["fewshot",])
     for flag, key in FLAGS.items():
         assert str(options[flag].help).startswith(str(recipe_fields()[key].description)), flag  # type: ignore[attr-defined]
-    for flag, bounds in (("--temperature", "[x>0]"), ("--contrastive-weight", "[0<=x<1]"), ("--ways", "[x>=2]")):
+    ranges = {"--temperature": "[0<x<=1000]", "--contrastive-weight": "[0<=x<1]", "--ways": "[2<=x<=10000]"}
+    for flag, bounds in ranges.items():
         assert str(options[flag].help).endswith(bounds)  # type: ignore[attr-defined]
 
 

@@ -326,13 +326,9 @@ def test_an_unknown_layer_to_freeze_is_named_with_the_nearest(tmp_path: Path) ->
 
 
 def test_resuming_with_another_recipe_names_the_keys_that_differ(never_stopped: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadRequest, match="is finished"):
-        resumed_recipe(never_stopped, {})
     copy = tmp_path / "copy"
     (copy / "checkpoints").mkdir(parents=True)
     (copy / "recipe.yaml").write_bytes((never_stopped / "recipe.yaml").read_bytes())
-    with pytest.raises(BadRequest, match="before its first checkpoint"):
-        resumed_recipe(copy, {})
     (copy / "checkpoints" / "last.pt").write_bytes(b"")
     with pytest.raises(BadRequest, match=r"differ: train.lr 0.5 \(run 0.003\)"):
         resumed_recipe(copy, {"train.lr": 0.5})
@@ -341,7 +337,7 @@ def test_resuming_with_another_recipe_names_the_keys_that_differ(never_stopped: 
 
 def test_a_run_is_never_written_over(never_stopped: Path) -> None:
     with pytest.raises(BadRequest, match="exists already"):
-        finetune(tiny_recipe(), out=never_stopped, terminal=Terminal(quiet=True))
+        finetune(tiny_recipe(seed=5), out=never_stopped, terminal=Terminal(quiet=True))
 
 
 def test_another_number_of_processes_cannot_go_on(never_stopped: Path, tmp_path: Path) -> None:
