@@ -5,15 +5,18 @@
     python3 dev.py test     set up, then lint, types and all tests (arguments after `test` go to pytest)
     python3 dev.py setup    only set up; afterwards .venv/bin/schane is ready
     python3 dev.py docs     set up, then build the documentation into site/ (--serve shows it while you write)
+    python3 dev.py plotly   take the plotly.js of the page of `schane embed` anew, from the newest plotly on PyPI
 
 The environment is .venv beside this file, with the versions of constraints.txt; it is made once and kept until
 pyproject.toml or constraints.txt change.
 """
 
+import gzip
 import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -77,15 +80,35 @@ def docs(arguments: list[str]) -> None:
     call(PYTHON, "-m", "mkdocs", *(["serve"] if serve else ["build", "--strict", "--quiet"]))
 
 
+def plotly() -> None:
+    """The one JavaScript file of the package plotly (62 MB), compressed, with its licence and version."""
+    target = HERE / "schane_cli" / "reports" / "plotly"
+    with tempfile.TemporaryDirectory() as place:
+        call(PYTHON, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", place, "plotly")
+        code = (Path(place) / "plotly" / "package_data" / "plotly.min.js").read_bytes()
+        (info,) = Path(place).glob("plotly-*.dist-info")
+        (target / "LICENSE.txt").write_bytes((info / "licenses" / "LICENSE.txt").read_bytes())
+    (target / "plotly.min.js.gz").write_bytes(gzip.compress(code, 9, mtime=0))
+    version = code[:200].decode().split("plotly.js v")[1].split()[0]
+    package = info.name.removesuffix(".dist-info").replace("-", " ")
+    (target / "VERSION.txt").write_text(
+        f"plotly.js {version}, from the package {package} of PyPI (MIT, see LICENSE.txt). "
+        "`python3 dev.py plotly` takes the newest.\n"
+    )
+    say((target / "VERSION.txt").read_text().strip())
+
+
 def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036 (this file runs on whatever python3 is)
         sys.exit(f"schane needs Python 3.11 or newer; this is {sys.version.split()[0]}. Try: python3.12 dev.py ...")
     command, *arguments = sys.argv[1:] or ["help"]
-    if command not in {"demo", "test", "setup", "docs"} or (arguments and command not in {"test", "docs"}):
+    if command not in {"demo", "test", "setup", "docs", "plotly"} or (arguments and command not in {"test", "docs"}):
         sys.exit(__doc__)
     setup()
     if command == "demo":
         demo()
+    elif command == "plotly":
+        plotly()
     elif command == "test":
         test(arguments)
     elif command == "docs":

@@ -1,11 +1,10 @@
 """The page of `schane embed`, its pictures for papers, and its table on the terminal."""
 
+from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 from rich.table import Table
 
 from schane_cli.commands.embed import Embedded, View
@@ -38,6 +37,7 @@ MAIN_METRICS = (
     "isotropy",
     "isotropy, within class",
 )
+PLOTLY = Path(__file__).parent / "plotly"
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "none": "no direction"}
 
 
@@ -111,7 +111,7 @@ def write_embed_page(embedded: Embedded, found: Charts, thumbnails: Sheet) -> Pa
         examples=examples(embedded, thumbnails),
         checkpoints=(CHECKPOINT_COLUMNS, [_checkpoint_row(view) for view in embedded.views]),
         data=page_data(embedded, found, thumbnails),
-        plotly=Markup(get_plotlyjs()),
+        plotly=b64encode((PLOTLY / "plotly.min.js.gz").read_bytes()).decode(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from schane_cli.metrics.registry import metric, summary_rows, summary_text
@@ -63,10 +64,13 @@ def cost(summary: Mapping[str, Any]) -> str:
 
 def next_steps(run: Path) -> list[Command]:
     """The commands that people run after a training, the first one first."""
+    name, embedded = quote(str(run)), quote(str(RunFolder(run).embedded.path))
     return [
-        Command(f"schane eval {run} --corruptions", "calibration, and accuracy on corrupted images"),
-        Command(f"schane embed {run} --out {run / 'embed'}", "look at the embedding of every test image"),
-        Command(f"schane export {run}", "the backbone for timm or ONNX"),
+        Command(f"schane predict {name} FOLDER", "name new images"),
+        Command(f"schane eval {name} --corruptions", "calibration, and accuracy on corrupted images"),
+        Command(f"schane embed {name} --out {embedded}", "look at the embedding of every test image"),
+        Command(f"schane review {name}", "find likely label errors and near-duplicates"),
+        Command(f"schane export {name}", "the backbone for timm or ONNX"),
     ]
 
 
