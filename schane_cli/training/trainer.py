@@ -322,6 +322,8 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> None:
         """Score val; keep the weights if they are the best so far (accuracy, then lower NLL)."""
         model = self.ema.module if self.ema is not None else self.model
+        if world_size() > 1:
+            share_buffers(model)  # val is scored with the statistics that are saved, not each process's own
         accuracy, nll = (self.job.validate or self._validate)(model)
         better = (accuracy, -nll) > (self.best["val_accuracy"], -self.best["val_nll"])
         if better:

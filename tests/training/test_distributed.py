@@ -14,10 +14,13 @@ import pytest
 import torch
 import torch.multiprocessing
 
+from schane_cli.commands.evaluate import score, select_images
 from schane_cli.commands.finetune import finetune
 from schane_cli.distributed import process_group, rank
 from schane_cli.errors import BadRequest
+from schane_cli.models.checkpoint import load_checkpoint
 from schane_cli.models.files import read_tensors
+from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
 from schane_cli.training import request
 from schane_cli.training.interruption import Interrupted
@@ -94,6 +97,28 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path, overrides: d
     assert two["summary"]["val_accuracy"] == pytest.approx(one["summary"]["val_accuracy"], abs=1.5 / 144)
     lines = (tmp_path / "two" / "run" / "metrics.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["event"] == "epoch" for line in lines) == 5  # the first process alone writes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "ema_decay"), [(2, None), (3, 0.9)])
+def test_the_recorded_val_accuracy_is_that_of_the_saved_weights_and_statistics(
+    tmp_path: Path, world: int, ema_decay: float | None
+) -> None:
+    """BatchNorm's running statistics differ between processes; those of the first are saved, and must score val."""
+    settings = {
+        "train__ema_decay": ema_decay,
+        "train__epochs": 2,
+        "train__batch_size": 24,
+        "train__batchnorm": "running",
+    }
+    _run(tmp_path / "run", world, settings)
+    run = tmp_path / "run" / "run"
+    loaded = load_checkpoint(run)
+    images, _ = select_images(loaded, loaded.recipe.data, "val")
+    scores = score(loaded, images, device=torch.device("cpu"), terminal=Terminal(quiet=True))
+    best = [event for event in RunFolder(run).read_events("epoch") if event["best"]][-1]
+    assert scores.top1.value == best["val_accuracy"] == RunFolder(run).read_summary()["val_accuracy"]
+    assert scores.calibration.nll.value == pytest.approx(best["val_nll"], rel=1e-5)
 
 
 # SGD, because AdamW's first steps hide a gradient of the wrong size and turn rounding into whole steps.

@@ -1,0 +1,223 @@
+"""How often each 95 % interval holds the truth, and how wide it is: the evidence behind every interval we print.
+
+    python benchmarks/coverage.py [--draws 200] [--only ece,auroc]     writes results/benchmarks/coverage.md
+
+The truth is known: from the distribution that the draws come from, or as the mean of the metric over the draws
+(embedding metrics, whose value depends on n). `width` is the mean width over 3.92 standard deviations of the value over
+the draws: 1 is what a normal interval with the true standard deviation has. One thread.
+"""
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from schane_cli.fewshot.episodes import disjoint_episodes, draw_episodes
+from schane_cli.metrics.bootstrap import Bootstrap
+from schane_cli.metrics.classification import calibration, class_means
+from schane_cli.metrics.embedding import analyse_embeddings
+from schane_cli.metrics.intervals import (
+    Estimate,
+    accuracy_interval,
+    bootstrap_interval,
+    paired_comparison,
+    t_interval,
+)
+from schane_cli.metrics.ood import ood_detection
+
+Floats = NDArray[np.floating]
+Draws = dict[str, list[Estimate]]
+Row = tuple[str, str, float, int, float, float]  # metric, setting, truth, draws, coverage, width
+TABLE = Path(__file__).parent.parent / "results" / "benchmarks" / "coverage.md"
+
+
+def row(name: str, setting: str, estimates: list[Estimate], truth: float | None = None) -> Row:
+    """Coverage and relative width of the intervals; without a truth it is the mean over the draws."""
+    values = np.array([one.value for one in estimates])
+    ends = np.array([one.ci95 or (np.nan, np.nan) for one in estimates])
+    true = float(values.mean()) if truth is None else truth
+    held = float(np.mean((ends[:, 0] <= true + 1e-12) & (true - 1e-12 <= ends[:, 1])))
+    spread = float(values.std(ddof=1))
+    width = float((ends[:, 1] - ends[:, 0]).mean() / (3.92 * spread)) if spread > 0 else np.nan
+    return name, setting, true, len(estimates), held, width
+
+
+def shares(draws: int) -> Iterator[Row]:
+    """Accuracies of n images, which are right independently of one another."""
+    rng = np.random.default_rng(0)
+    for n, p in ((143, 0.5), (143, 0.98), (360, 0.995), (10_000, 0.7)):
+        right = rng.binomial(n, p, size=10 * draws)
+        estimates = [accuracy_interval(int(k), n) for k in right]
+        for name in ("accuracy", "top5_accuracy"):
+            yield row(name, f"n {n}, truth {p:.1%}", estimates, p)
+
+
+def logits_of(n: int, sharpness: float, rng: np.random.Generator) -> tuple[Floats, NDArray[np.integer]]:
+    """Logits (n, 10) and labels drawn from softmax(logits / sharpness): calibrated at 1, over-confident above."""
+    logits = rng.normal(size=(n, 10)) * 1.5
+    logits[:, 0] += rng.gamma(2.0, 2.0, size=n)
+    chance = np.exp(logits - logits.max(axis=1, keepdims=True))
+    chance = (chance / chance.sum(axis=1, keepdims=True)).cumsum(axis=1)
+    labels = np.minimum((rng.random((n, 1)) > chance).sum(axis=1), 9)
+    return sharpness * logits, labels
+
+
+def calibrations(draws: int) -> Iterator[Row]:
+    """ECE, NLL and Brier score of models that are calibrated, slightly and clearly over-confident."""
+    for sharpness, how in ((1.0, "calibrated"), (1.2, "slightly over-confident"), (2.0, "clearly over-confident")):
+        big = calibration(*logits_of(400_000, sharpness, np.random.default_rng(99)), seed=0, n_bootstrap=2)
+        truths = {"ece": big.ece_debiased.value, "nll": big.nll.value, "brier": big.brier.value}
+        truths["ece"] = 0.0 if sharpness == 1.0 else truths["ece"]
+        truths["ece_debiased"] = truths["ece"]
+        for n in (143, 359, 2000, 10_000):
+            rng = np.random.default_rng(n)
+            results = [
+                calibration(*logits_of(n, sharpness, rng), seed=i, n_bootstrap=300)
+                for i in range(draws if n <= 2000 else draws // 4)
+            ]
+            for name, truth in truths.items():
+                yield row(name, f"n {n}, {how}", [getattr(one, name) for one in results], truth)
+
+
+def class_averages(draws: int) -> Iterator[Row]:
+    """Balanced accuracy and macro-F1 of 10 classes, the first far more frequent."""
+    big = class_means(*logits_of(400_000, 1.0, np.random.default_rng(99)), seed=0, n_bootstrap=2)
+    for n in (359, 2000, 10_000):
+        rng = np.random.default_rng(n)
+        results = [class_means(*logits_of(n, 1.0, rng), seed=i, n_bootstrap=300) for i in range(draws)]
+        for name in ("balanced_accuracy", "macro_f1"):
+            truth = getattr(big, name).value
+            yield row(name, f"n {n}, 10 unequal classes", [getattr(one, name) for one in results], truth)
+
+
+def detections(draws: int) -> Iterator[Row]:
+    """AUROC and FPR95 of normal scores, `shift` apart, those of the out-of-distribution images `spread` wide."""
+    for shift, spread in ((0.5, 1.0), (2.0, 1.0), (3.0, 2.0), (4.52, 1.0), (3.5, 0.5)):
+        auroc = float(stats.norm.cdf(shift / np.hypot(1, spread)))
+        fpr95 = float(stats.norm.sf(stats.norm.ppf(0.05) + shift, scale=spread))
+        for n_in, n_out in ((359, 200), (50, 50), (2000, 2000)):
+            rng = np.random.default_rng(1)
+            found = [ood_detection(rng.normal(shift, 1, n_in), rng.normal(0, spread, n_out)) for _ in range(draws)]
+            yield row("auroc", f"{n_in} against {n_out}, truth {auroc:.2%}", [one.auroc for one in found], auroc)
+            yield row("fpr95", f"{n_in} against {n_out}, truth {fpr95:.2%}", [one.fpr95 for one in found], fpr95)
+
+
+def corruptions(draws: int) -> Iterator[Row]:
+    """Mean accuracy over 70 conditions: an image's chance to be right is its own, and the same in all of them."""
+    for n, a, b in ((143, 4.0, 2.0), (1000, 8.0, 1.0)):
+        rng = np.random.default_rng(n)
+        estimates = []
+        for _ in range(draws):
+            by_image = rng.binomial(70, rng.beta(a, b, size=n)) / 70
+            means = Bootstrap(n, n_resamples=300, seed=0).means(by_image[:, None])[:, 0]
+            value = float(by_image.mean())
+            estimates.append(Estimate(value, bootstrap_interval(value, means, (0.0, 1.0)), n))
+        yield row("corruption_accuracy", f"n {n}, truth {a / (a + b):.1%}", estimates, a / (a + b))
+
+
+def few_shots(draws: int) -> Iterator[Row]:
+    """Episodes of 20 classes of 60 images; over drawn ones the images are fixed, over disjoint ones they are not."""
+    labels, settings = np.repeat(np.arange(20), 60), {"n_way": 5, "n_shot": 1, "n_query": 9}
+    fixed = np.random.default_rng(0).random(1200) < 0.7
+    closed, disjoint = [], []
+    for seed in range(draws):
+        drawn = draw_episodes(labels, **settings, n_episodes=100, seed=seed)
+        closed.append(t_interval(fixed[drawn.query].mean(axis=1), (0.0, 1.0)))
+        right = np.random.default_rng(1000 + seed).random(1200) < 0.7
+        apart = disjoint_episodes(labels, **settings, seed=seed)
+        disjoint.append(t_interval(right[apart.query].mean(axis=1), (0.0, 1.0)))
+    yield row("fewshot_accuracy", "100 episodes of the same images", closed, float(fixed.mean()))
+    yield row("disjoint_accuracy", f"{len(apart)} disjoint episodes, new images", disjoint, 0.7)
+
+
+def seeds(draws: int) -> Iterator[Row]:
+    """Means over seeds, and paired differences of seeds, of accuracies over 1,000 images."""
+    rng = np.random.default_rng(0)
+    for m in (3, 5):
+        runs = rng.normal(0.7, 0.01, size=(10 * draws, m))
+        yield row("mean over seeds", f"{m} seeds", [t_interval(one, (0.0, 1.0)) for one in runs], 0.7)
+        others = runs + 0.01 + rng.normal(0, 0.01, size=runs.shape)
+        pairs = [paired_comparison(a, b) for a, b in zip(runs, others, strict=True)]
+        yield row("paired difference", f"{m} seeds", [Estimate(p.difference, p.ci95, p.n) for p in pairs], 0.01)
+
+
+def vectors_of(n: int, classes: int, apart: float, rng: np.random.Generator) -> tuple[Floats, NDArray[np.integer]]:
+    """Embeddings (n, 16) around class means that are `apart` from one another, of unequal variance."""
+    means = np.random.default_rng(7).normal(size=(classes, 16)) * apart
+    labels = rng.integers(0, classes, size=n)
+    return ((means[labels] + rng.normal(size=(n, 16))) * np.arange(1, 17) ** -0.3 + 0.3).astype(np.float32), labels
+
+
+def embeddings(draws: int) -> Iterator[Row]:
+    """Every embedding metric that has an interval."""
+    for n, classes, apart in ((300, 5, 0.6), (600, 10, 1.2)):
+        rng = np.random.default_rng(n)
+        results: dict[str, list[Estimate]] = {}
+        for i in range(draws // 2):
+            analysis = analyse_embeddings(*vectors_of(n, classes, apart, rng), seed=i, n_bootstrap=200)
+            for name, estimate in analysis.metrics.items():
+                results.setdefault(name, []).append(estimate)
+        for name, estimates in results.items():
+            if estimates[0].ci95 is not None:
+                yield row(name, f"n {n}, {classes} classes", estimates)
+
+
+PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
+    "shares": shares,
+    "calibration": calibrations,
+    "classes": class_averages,
+    "ood": detections,
+    "corruptions": corruptions,
+    "fewshot": few_shots,
+    "seeds": seeds,
+    "embedding": embeddings,
+}
+
+
+def markdown(rows: list[Row], seconds: float) -> str:
+    """The committed table."""
+    lines = [
+        "# Coverage of the intervals",
+        "",
+        "Made by `python benchmarks/coverage.py`: of so many draws whose truth is known, the share of 95 % intervals",
+        "that hold it, and their mean width over that of a normal interval with the true standard deviation. A metric",
+        "without a row here prints no interval (`tests/metrics/test_coverage.py`).",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, one thread, {seconds:.0f} s, "
+        f"NumPy {np.__version__}, torch {torch.__version__}.",
+        "",
+        "| metric | setting | truth | draws | coverage | width |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, setting, truth, draws, held, width in rows:
+        lines.append(f"| {name} | {setting} | {truth:.4g} | {draws} | {100 * held:.1f} % | {width:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--only", default="", help=f"parts, by comma, of {', '.join(PARTS)}; prints, writes nothing")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    started, rows = time.perf_counter(), []
+    for part in asked.only.split(",") if asked.only else PARTS:
+        for one in PARTS[part](asked.draws):
+            rows.append(one)
+            print("{:40s} {:36s} {:9.4g} {:5d} {:6.1%} {:5.2f}".format(*one), file=sys.stderr, flush=True)
+    text = markdown(rows, time.perf_counter() - started)
+    if asked.only:
+        print(text)
+    else:
+        TABLE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
