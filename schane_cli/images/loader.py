@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from schane_cli.errors import SchaneError
 from schane_cli.images.imageset import ImageSet
@@ -265,8 +265,15 @@ class _Loader(DataLoader):
             raise SchaneError(explanation) from None
 
 
-def _as_it_is(batch: Any) -> Any:
-    """The data sets above make whole batches."""
+def _as_it_is(batch: Batch) -> Batch:
+    """The data sets above make whole batches; a loader process puts them into shared memory here.
+
+    Left to itself, multiprocessing does so in a thread of the process, where an error (no space, no more open files)
+    drops the batch without a word, and the run waits for it for ever.
+    """
+    if get_worker_info() is not None:
+        for part in batch:
+            part.share_memory_()
     return batch
 
 

@@ -1,6 +1,5 @@
 """Loader processes and the limits they run into: shared memory, open files, memory."""
 
-import errno
 import re
 import shutil
 import sys
@@ -46,12 +45,12 @@ def workers_that_fit(dataset: Any, item: Any, batch_size: int, workers: int) -> 
 def explain_worker_failure(error: RuntimeError | OSError) -> str | None:
     """What a failed loader process means for the user, in a sentence; None for an error of another kind."""
     text = str(error)
-    if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in text:
+    if "Too many open files" in text:
         return (
             "too many open files: the loader processes pass their batches as files; raise the limit with `ulimit -n "
             "65536`, or use fewer of them (--set data.workers=2)"
         )
-    if "us error" in text or "shared memory" in text or getattr(error, "errno", None) == errno.ENOSPC:
+    if "us error" in text or "shared memory" in text or "No space left" in text:
         return (
             f"a loader process ran out of shared memory ({_SHARED_MEMORY}); in a container raise it (docker run "
             "--shm-size=8g), or load in the main process (--set data.workers=0)"

@@ -75,3 +75,19 @@ def test_a_killed_worker_ends_the_run_with_one_sentence() -> None:
     batches = loader.train_loader(images, sampler, transform, views=1, workers=1, pin_memory=False)
     with pytest.raises(SchaneError, match="a loader process was lost"):
         next(iter(batches))
+
+
+def test_a_batch_that_does_not_fit_in_shared_memory_ends_the_run_with_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    names = Names(str(i) for i in range(16))
+    images = ImageSet("x", "train", np.zeros((16, 8, 8, 3), np.uint8), np.zeros(16, np.int64), ("a", "b"), names)
+    sampler = loader.StepSampler(images.labels, batch_size=4, epochs=1, seed=0)
+    transform = loader.train_transform(AugmentRecipe(), 8)
+    batches = loader.train_loader(images, sampler, transform, views=1, workers=1, pin_memory=False)
+    with pytest.raises(SchaneError, match=r"ran out of shared memory .*--shm-size"):
+        next(iter(batches))
