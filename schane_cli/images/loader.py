@@ -265,7 +265,7 @@ class _Loader(DataLoader):
             raise SchaneError(explanation) from None
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     """The data sets above make whole batches; a loader process puts them into shared memory here.
 
     Left to itself, multiprocessing does so in a thread of the process, where an error (no space, no more open files)
