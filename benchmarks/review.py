@@ -24,7 +24,7 @@ from schane_cli.datasets.load import load_splits
 from schane_cli.metrics.curation import left_out_probabilities
 from schane_cli.recipe import build_recipe, find_recipe, read_recipe
 
-SHARE, SEEDS, TEST_IMAGES, SIZE = 0.05, (0, 1, 2), 2000, 96
+SHARE, SEEDS, TEST_IMAGES, SIZE = 0.05, (0, 1, 2), 2000, 64
 
 
 def embeddings(root: str, weights: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

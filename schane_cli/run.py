@@ -71,6 +71,10 @@ class RunFolder:
         self.full_predictions_table = path / "predictions.parquet"
         self.unreadable_table = path / "unreadable.csv"
         self.shown_table = path / "shown.parquet"
+        self.review_table = path / "review.csv"
+        self.duplicates_table = path / "duplicates.csv"
+        self.relabel_table = path / "relabel.csv"
+        self.exclude_table = path / "exclude.csv"
         self.trackers_file = path / "trackers.json"
         self.lock_file = path / ".lock"
         self._lock: weakref.finalize | None = None  # closes the lock file, here or when the object goes

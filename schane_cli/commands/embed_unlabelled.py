@@ -140,7 +140,7 @@ def _write(
     first, second = near.duplicates.T
     paths = frame.path.to_numpy()
     pd.DataFrame({"first": paths[first], "second": paths[second], "cosine": near.duplicate_cosine.round(4)}).to_csv(
-        run.path / "duplicates.csv", index=False
+        run.duplicates_table, index=False
     )
     chosen = [("duplicate", a, b) for a, b in near.duplicates[:SHOWN].tolist()] + [
         ("outlier", i, -1) for i in far[:SHOWN]

@@ -180,7 +180,7 @@ def write_tables(run: RunFolder, reviewed: Reviewed, terminal: Terminal) -> None
             "issue_rank": np.where(rank < 0, "", (rank + 1).astype(str)),
             "outlier_score": near.outlier_score.round(6),
         }
-    ).to_csv(run.path / "review.csv", index=False)
+    ).to_csv(run.review_table, index=False)
     first, second = near.duplicates.T
     pd.DataFrame(
         {
@@ -193,10 +193,10 @@ def write_tables(run: RunFolder, reviewed: Reviewed, terminal: Terminal) -> None
             "cosine": near.duplicate_cosine.round(4),
             "bits": near.duplicate_bits,
         }
-    ).to_csv(run.path / "duplicates.csv", index=False)
+    ).to_csv(run.duplicates_table, index=False)
     wrong = [i for i in reviewed.issues if suggested[i] != images.labels[i]]
-    pd.DataFrame({"path": paths[wrong], "label": names[suggested[wrong]]}).to_csv(run.path / "relabel.csv", index=False)
-    pd.DataFrame({"path": paths[redundant(near.duplicates)]}).to_csv(run.path / "exclude.csv", index=False)
+    pd.DataFrame({"path": paths[wrong], "label": names[suggested[wrong]]}).to_csv(run.relabel_table, index=False)
+    pd.DataFrame({"path": paths[redundant(near.duplicates)]}).to_csv(run.exclude_table, index=False)
     shown_rows(reviewed, paths, names, suggested, terminal).to_parquet(run.shown_table, index=False)
 
 

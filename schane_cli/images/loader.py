@@ -243,7 +243,7 @@ def _ordered(dataset: Dataset, order: Sequence[Any] | np.ndarray, batch_size: in
         dataset,
         batch_size=batch_size,
         sampler=order,
-        num_workers=workers_that_fit(dataset, order[0], batch_size, workers) if order else 0,
+        num_workers=workers_that_fit(dataset, order[0], batch_size, workers) if len(order) else 0,
         generator=_own_generator(),
         collate_fn=_as_it_is,
     )

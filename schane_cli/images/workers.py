@@ -26,7 +26,9 @@ def workers_that_fit(dataset: Any, item: Any, batch_size: int, workers: int) -> 
     free_bytes = shutil.disk_usage(_SHARED_MEMORY).free
     if free_bytes >= _PLENTY_BYTES:
         return workers
-    batch_bytes = sum(part.nbytes for part in dataset.__getitems__([item]) if isinstance(part, torch.Tensor))
+    batch = dataset.__getitems__([item])
+    parts = [one for part in batch for one in (part if isinstance(part, list) else [part])]
+    batch_bytes = sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
     batch_bytes *= batch_size
     fitting = max(0, (free_bytes // max(batch_bytes, 1) - _BATCHES_IN_USE) // _BATCHES_PER_WORKER)
     if fitting >= workers:

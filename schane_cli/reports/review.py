@@ -50,9 +50,11 @@ def review_report(run: Path, terminal: Terminal) -> None:
     again = f"schane finetune --recipe {folder.recipe_file}"
     steps = [
         Command(
-            f"{again} --set data.relabel={run}/relabel.csv", "train again with all suggested labels, or with yours"
+            f"{again} --set data.relabel={folder.relabel_table}", "train again with all suggested labels, or with yours"
         ),
-        Command(f"{again} --set data.exclude={run}/exclude.csv", "train again without the second of near-duplicates"),
+        Command(
+            f"{again} --set data.exclude={folder.exclude_table}", "train again without the second of near-duplicates"
+        ),
     ]
     page = write_page(
         run,
@@ -65,7 +67,7 @@ def review_report(run: Path, terminal: Terminal) -> None:
         next_steps=steps,
     )
     terminal.table(figures_table(title, rows, columns))
-    terminal.say(f"tables: {run}/review.csv, duplicates.csv, relabel.csv, exclude.csv")
+    terminal.say(f"tables: {folder.review_table}; duplicates.csv, relabel.csv and exclude.csv beside it")
     terminal.say(f"page:   {page}")
     terminal.say(f"next:   {steps[0].line}")
 
