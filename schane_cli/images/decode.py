@@ -89,7 +89,8 @@ def printable(name: str) -> str:
 @cache
 def image_suffixes() -> frozenset[str]:
     """The file name endings that can be read here, lower case, with the dot; HEIC's with the extra `heif`."""
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in _formats())
+    formats = _formats()  # first: it registers HEIC's suffixes
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
 def suffix_hint(suffix: str) -> str:
