@@ -704,7 +704,7 @@ def keep_freed_memory() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a SchaneError becomes one sentence on stderr and its exit code."""
+    """Run the command line; a SchaneError, or one of the disk, becomes a sentence on stderr and an exit code."""
     # Before torch: waiting threads that spin make a small model ten times slower beside any other busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
@@ -713,6 +713,14 @@ def main(arguments: list[str] | None = None) -> None:
     except SchaneError as error:
         print(f"schane: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full, read-only or removed disk, or a name that the file system does not take
+        if error.errno is None:
+            raise
+        place = f"{str(error.filename)[:300]}: " if error.filename is not None else ""
+        print(
+            f"schane: {place}{error.strerror}; the same command can be given again once that is mended", file=sys.stderr
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_a_key_that_is_missing_unknown_or_of_another_type_is_named(checkpoint: P
     for key, value in WRONG_TRAINING.items():
         refused({**content, "training": {**content["training"], key: value}}, key)
         refused({**content, "training": {k: v for k, v in content["training"].items() if k != key}}, key)
-    for key in content:
+    for key in content.keys() - {"images"}:  # which 0.1.0 did not write
         refused({k: v for k, v in content.items() if k != key}, "mark" if key == "format" else key)
     refused({**content, "surprise": 1}, "surprise")
     refused({**content, "class_names": ["a", "a"]}, "class_names")
