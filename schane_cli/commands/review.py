@@ -194,7 +194,8 @@ def write_tables(run: RunFolder, reviewed: Reviewed, terminal: Terminal) -> None
             "bits": near.duplicate_bits,
         }
     ).to_csv(run.duplicates_table, index=False)
-    wrong = [i for i in reviewed.issues if suggested[i] != images.labels[i]]
+    sure = reviewed.probabilities.max(axis=1) > 0.5  # a weak embedding proposes many; only these are taken unseen
+    wrong = [i for i in reviewed.issues if suggested[i] != images.labels[i] and sure[i]]
     pd.DataFrame({"path": paths[wrong], "label": names[suggested[wrong]]}).to_csv(run.relabel_table, index=False)
     pd.DataFrame({"path": paths[redundant(near.duplicates)]}).to_csv(run.exclude_table, index=False)
     shown_rows(reviewed, paths, names, suggested, terminal).to_parquet(run.shown_table, index=False)

@@ -50,7 +50,8 @@ def review_report(run: Path, terminal: Terminal) -> None:
     again = f"schane finetune --recipe {folder.recipe_file}"
     steps = [
         Command(
-            f"{again} --set data.relabel={folder.relabel_table}", "train again with all suggested labels, or with yours"
+            f"{again} --set data.relabel={folder.relabel_table}",
+            "train again with the suggested labels that are more likely than not, or with yours",
         ),
         Command(
             f"{again} --set data.exclude={folder.exclude_table}", "train again without the second of near-duplicates"

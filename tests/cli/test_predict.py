@@ -173,7 +173,7 @@ def test_what_cannot_be_done_is_one_sentence_before_any_work(
         ([trained, tmp_path / "none"], "no pictures in"),
         ([trained, tmp_path / "nowhere"], "does not exist"),
         ([trained, f"csv:{tmp_path}/table.csv"], "path"),
-        ([tmp_path, photos], "no finished run"),
+        ([tmp_path, photos], "holds no trained model yet"),
         ([trained, photos, "--top-k", 11], "--top-k must be 1 to 10"),
         ([trained, photos, "--min-confidence", 1], "must lie between 0 and 1"),
         ([trained, photos, "--link"], "give --copy-to DIR too"),

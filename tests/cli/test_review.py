@@ -94,7 +94,7 @@ def test_what_cannot_be_done_is_one_sentence(trained: Path, digits: Path, tmp_pa
     (tmp_path / "bad" / "a.png").write_bytes(b"nothing")
     for arguments, said in (
         (["review", trained, "--split", "dev"], "unknown split 'dev'; allowed: train, val, test, all"),
-        (["review", tmp_path], "no finished run"),
+        (["review", tmp_path], "holds no trained model yet"),
         (["embed", trained, "--projection", "umap"], "--images goes with one checkpoint"),
         (["embed", trained, "--images", digits, "--projection", "pca"], "unknown --projection 'pca'"),
         (["embed", trained, "--images", tmp_path / "bad"], "0 of the 1 images can be read"),
