@@ -66,6 +66,8 @@ def _write(embedded: Embedded, thumbnails: Sheet, terminal: Terminal) -> None:
     page = write_embed_page(embedded, found, thumbnails)
     for table in tables(embedded):
         terminal.table(table)
+    if embedded.differences:
+        terminal.say("better: told apart at 5 % after Holm's adjustment for the number of metrics compared")
     terminal.say(f"report: {page}")
 
 
