@@ -135,7 +135,7 @@ def report(rows: list[dict], gains: list[dict]) -> str:
                   "| --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
         lines += [f"| {g['flip']} class | " + " | ".join(f"{100 * g[k]:.1f} %" for k in
                   ("clean", "flipped", "relabelled", "left out")) + " |" for g in gains]  # fmt: skip
-    return "\n".join([*lines, "", "Command: python benchmarks/review.py --data-root DIR --weights FILE --gain", ""])
+    return "\n".join([*lines, "", "Command: python benchmarks/review.py --data-root DIR --weights FILE", ""])
 
 
 def _cell(values: list[float], scale: float, digits: int) -> str:
