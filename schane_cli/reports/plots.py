@@ -315,7 +315,7 @@ def group_intervals(panels: Sequence[Mapping[str, Any]]) -> Figure:
         axes = figure.subplots(lines, columns, squeeze=False)
         for axis, panel in zip(axes.flat, panels, strict=False):
             for row, (_, mean, (low, high), values) in enumerate(panel["points"]):
-                axis.plot(values, [row] * len(values), "o", color=GREY, markersize=3, alpha=0.8)
+                axis.plot(values, [row + 0.25] * len(values), "o", color=GREY, markersize=3)
                 axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], fmt="o", color=BLUE, capsize=3)
             axis.set_yticks(range(len(panel["points"])), [short(point[0], 40) for point in panel["points"]])
             axis.set_ylim(len(panel["points"]) - 0.4, -0.6)  # whole rows, the first on top

@@ -27,7 +27,7 @@ def report(run: Path, terminal: Terminal) -> Path:
         BadRequest: no finished run is there, or it is of a kind that has no page.
     """
     folder = RunFolder(run)
-    if not folder.finished:
+    if not folder.summary_file.is_file():  # a comparison has no recipe
         raise BadRequest(f"no finished run at {run}: it has no {folder.summary_file.name}")
     summary = folder.read_summary()
     kinds: dict[str, Report] = {
