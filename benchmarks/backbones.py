@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -198,8 +199,10 @@ def in_a_process(name: str, stage: str, seconds: int) -> dict[str, Any]:
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         text = pipe.read()
-    os.waitpid(child, 0)
-    return {**shown, **(json.loads(text) if text else {"error": f"took over {seconds} processor seconds"})}
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    slow = -code in {signal.SIGXCPU, signal.SIGKILL}
+    ended = f"took over {seconds} processor seconds" if slow else f"the process crashed ({code})"
+    return {**shown, **(json.loads(text) if text else {"error": ended})}
 
 
 def once(name: str, stage: str, folder: Path) -> dict[str, Any]:

@@ -90,7 +90,9 @@ class ModelRecipe(_Section):
     """The backbone and its two heads."""
 
     backbone: str = Field("beit_base", description="timm model name, or a short name such as beit_base")
-    weights: str = Field("pretrained", description="pretrained, random, or a weights file or run folder to start from")
+    weights: str = Field(
+        "pretrained", description="pretrained, random, or where to start from: FILE, RUN, local-dir:PATH, hf-hub:NAME"
+    )
     args: dict[str, Any] = Field({}, description="further arguments for timm.create_model")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate")
     projection_dim: int = Field(

@@ -13,6 +13,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import save_for_hf
@@ -89,7 +90,11 @@ def _to_timm(loaded: Loaded, folder: Path) -> float:
         "crop_mode": spec.crop_mode,
         "interpolation": spec.interpolation,
     }
-    save_for_hf(backbone, str(folder), model_config={"label_names": list(loaded.class_names)}, safe_serialization=True)
+    save_for_hf(backbone, str(folder), model_config={"label_names": list(loaded.class_names)}, safe_serialization=False)
+    (folder / "pytorch_model.bin").unlink()
+    # not by timm: safetensors refuses tensors that share memory, as coat's do
+    tensors = {key: value.contiguous().clone() for key, value in backbone.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     # transformers passes the class count itself, and refuses to be given it twice
     config["model_args"] = architecture_arguments(loaded.recipe.model, spec.size, stored=True)

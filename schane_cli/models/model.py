@@ -166,11 +166,20 @@ def is_convnet(model: SchaneModel) -> bool:
 def place(model: SchaneModel, device: torch.device) -> SchaneModel:
     """The model on the device; a convnet in channels_last, twice as fast there (but not on Apple's GPUs)."""
     model = model.to(device)
-    if device.type != "mps" and is_convnet(model):
+    if device.type != "mps" and is_convnet(model) and not _crashes_channels_last(model):
         for module in model.modules():
             if isinstance(module, nn.Conv2d):  # not the whole model: torch refuses weights of five dimensions
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def _crashes_channels_last(model: SchaneModel) -> bool:
+    """Whether a convolution of one pixel looks at the image itself, as mobileone's does: in channels_last torch 2.11
+    corrupts memory in its gradient on a CPU (seen with 3 channels to 64, stride 2)."""
+    return any(
+        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.in_channels == 3
+        for module in model.modules()
+    )
 
 
 @torch.no_grad()

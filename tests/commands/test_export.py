@@ -43,7 +43,7 @@ def _checkpoint(folder: Path, backbone: str, **settings: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext"])
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext", "coat_tiny"])  # coat shares tensors
 def test_the_timm_export_gives_timm_the_same_logits_labels_and_preprocessing(tmp_path: Path, backbone: str) -> None:
     path = _checkpoint(tmp_path, backbone, drop_path=0.1)
     summary = export(path, format="timm", out=tmp_path / "out", terminal=QUIET)
@@ -56,7 +56,7 @@ def test_the_timm_export_gives_timm_the_same_logits_labels_and_preprocessing(tmp
     assert tuple(theirs.pretrained_cfg["input_size"]) == (3, 64, 64)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["label_names"] == list(CLASSES)
-    assert config.get("model_args") == ({"img_size": 64} if backbone == "test_vit" else None)
+    assert config.get("model_args") == ({"img_size": 64} if backbone in {"test_vit", "coat_tiny"} else None)
 
 
 @pytest.mark.parametrize("rounding", ["floor", "round"])

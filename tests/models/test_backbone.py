@@ -163,6 +163,16 @@ def test_channels_last_leaves_weights_of_five_dimensions_alone() -> None:
     assert placed.backbone.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_backbone_that_crashes_torch_in_channels_last_stays_in_its_own_layout() -> None:
+    placed = place(_model("mobileone_s1", 64), torch.device("cpu"))
+    assert not any(
+        parameter.is_contiguous(memory_format=torch.channels_last) and not parameter.is_contiguous()
+        for parameter in placed.parameters()
+        if parameter.ndim == 4
+    )
+    placed.train()(torch.randn(4, 3, 64, 64)).logits.sum().backward()
+
+
 @pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "mixer_s32_224"])
 def test_a_size_whose_last_pixels_no_patch_covers_is_said(backbone: str) -> None:
     (note,) = _model(backbone, 101).notes
