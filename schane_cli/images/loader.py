@@ -272,7 +272,7 @@ def _as_it_is(batch: Any) -> Any:
     drops the batch without a word, and the run waits for it for ever.
     """
     if get_worker_info() is not None:
-        for part in batch:
+        for part in batch.pixels if isinstance(batch, ReadableBatch) else batch:
             part.share_memory_()
     return batch
 

@@ -119,6 +119,14 @@ def test_images_below_the_confidence_are_unsure_and_the_share_of_val_is_said(
     assert len(list(photos.rglob("*.png"))) == 31  # nothing was moved
 
 
+def test_loader_processes_change_nothing(trained: Path, photos: Path, tmp_path: Path) -> None:
+    for workers in (0, 1):
+        arguments = ("--set", f"data.workers={workers}", "--out", tmp_path / str(workers), *CPU)
+        assert run_cli("predict", trained, photos, *arguments) == 0
+    for name in ("predictions.csv", "unreadable.csv"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+
+
 def test_the_mean_of_two_equal_runs_names_as_one_does(trained: Path, photos: Path, tmp_path: Path) -> None:
     assert run_cli("predict", trained, photos, *CPU, "--out", tmp_path / "one") == 0
     assert run_cli("predict", trained, trained, photos, "--top-k", 0, *CPU, "--out", tmp_path / "two") == 0
