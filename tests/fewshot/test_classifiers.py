@@ -324,14 +324,16 @@ def test_logistic_regression_fits_features_of_any_length_as_scikit_learn_does(no
     features = norm * torch.nn.functional.normalize(features, dim=-1)
     episodes = draw_episodes(labels, n_way=5, n_shot=5, n_query=10, n_episodes=3, seed=0)
     scores = evaluate_episodes(features, episodes, classifier="logistic")
+    agreement = []
     for support, query, ways, predicted in zip(
         episodes.support, episodes.query, episodes.query_labels, scores.predictions, strict=True
     ):
-        # the decision no longer depends on the length: theirs is fitted where their solver still converges
+        # theirs is fitted at a length where their solver still comes near its optimum
         scale = min(1.0, 1e4 / norm)
         theirs = LogisticRegression(max_iter=5000, tol=1e-8).fit(
             scale * features[support.reshape(-1)].double().numpy(), np.repeat(np.arange(5), 5)
         )
         expected = theirs.predict(scale * features[query].double().numpy())
-        assert (expected == predicted).mean() >= 0.96
-        assert (predicted == ways).mean() > 0.5
+        agreement.append((expected == predicted).mean())
+        assert (predicted == ways).mean() > 0.8
+    assert np.mean(agreement) >= 0.95
