@@ -39,7 +39,7 @@ def _checkpoint(folder: Path, backbone: str, **settings: object) -> Path:
     torch.manual_seed(0)
     model = with_random_classifier(build_model(recipe.model, len(CLASSES), 64))
     path = folder / f"{backbone}.pt"
-    save_whole(pack(model, recipe, CLASSES, input_spec(model, 64), {}), path)
+    save_whole(pack(model, recipe, CLASSES, input_spec(model, 64), {"epoch": 1.0}), path)
     return path
 
 
