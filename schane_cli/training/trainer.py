@@ -28,7 +28,7 @@ from schane_cli.models.sharding import is_sharded, shard, share_buffers, whole
 from schane_cli.recipe import Recipe
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Task, Terminal
-from schane_cli.training import batchnorm
+from schane_cli.training import batchnorm, hooks
 from schane_cli.training.cost import CostMeter
 from schane_cli.training.gradient import cached_backward, chunk_backward, largest_fitting, make_batch, whole_backward
 from schane_cli.training.interruption import Interrupted, StopSignal
@@ -157,6 +157,7 @@ class Trainer:
                 figures = self._training_step(views, labels, indices)
                 self.images_done += self.recipe.train.batch_size
                 self._report(task, figures, time.perf_counter() - started)
+                hooks.step_done(self._progress(figures))
                 self.seconds += time.perf_counter() - started
                 epoch_ends = self.step % per_epoch == 0
                 if epoch_ends:
@@ -171,6 +172,10 @@ class Trainer:
                 self.save_last()
                 raise Interrupted(self._stop.number, f"{self.job.command} --resume {self.job.run.path}")
         return self._outcome()
+
+    def _progress(self, figures: dict[str, float]) -> hooks.Progress:
+        total, epoch = self.sampler.total_steps, self.step // max(self.sampler.steps_per_epoch, 1)
+        return hooks.Progress(self.recipe, self.step, total, epoch, figures, self.model)
 
     def _save_is_due(self, last_save: float) -> bool:
         """Whether the last save is long past, by the first process's clock: saving gathers, so all must agree."""
@@ -328,6 +333,7 @@ class Trainer:
         better = (accuracy, -nll) > (self.best["val_accuracy"], -self.best["val_nll"])
         if better:
             self.best = {"val_accuracy": accuracy, "val_nll": nll, "epoch": epoch}
+        hooks.epoch_done(self._progress({"val_accuracy": accuracy, "val_nll": nll}))
         packed = self._packed(model) if better and self._packs() else {}
         if rank() != 0:
             return

@@ -11,7 +11,7 @@ from PIL import Image
 
 from schane_cli.datasets import load as data
 from schane_cli.models.files import read_tensors
-from schane_cli.training.trainer import Trainer
+from schane_cli.training.hooks import Hook, Progress, on_step
 from tests.conftest import run_cli
 from tests.jobs import TINY
 
@@ -163,20 +163,27 @@ def test_several_seeds_get_a_folder_each_and_a_mean_with_an_interval(
     assert all((out / name / "checkpoints" / "best.pt").is_file() for name in ("s0", "s1"))
 
 
-def test_seeds_go_on_at_the_seed_they_stopped_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def stop_after(step: int) -> Hook:
+    """A hook that stops a run with SIGTERM when `step` steps are done."""
+
+    def stop(progress: Progress) -> None:
+        if progress.step == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    return stop
+
+
+def test_seeds_go_on_at_the_seed_they_stopped_in(tmp_path: Path, capsys) -> None:
     flags = [*QUICK, "--epochs", 2, "--seeds", "0,1"]
     assert run_cli("finetune", *flags, "--out", tmp_path / "whole") == 0
-    step = Trainer._training_step
 
-    def stop_in_the_second(self: Trainer, *batch):
-        if self.recipe.seed == 1 and self.step == 5:
+    def stop_in_the_second(progress: Progress) -> None:
+        if progress.recipe.seed == 1 and progress.step == 6:
             signal.raise_signal(signal.SIGTERM)
-        return step(self, *batch)
 
-    monkeypatch.setattr(Trainer, "_training_step", stop_in_the_second)
-    assert run_cli("finetune", *flags, "--out", tmp_path / "stopped") == 128 + signal.SIGTERM
+    with on_step(stop_in_the_second):
+        assert run_cli("finetune", *flags, "--out", tmp_path / "stopped") == 128 + signal.SIGTERM
     assert f"schane finetune --seeds 0,1 --resume {tmp_path / 'stopped'}" in capsys.readouterr().err
-    monkeypatch.undo()
     first = (tmp_path / "stopped" / "s0" / "summary.json").stat().st_mtime_ns
     assert run_cli("finetune", *flags, "--resume", tmp_path / "stopped") == 0
     assert (tmp_path / "stopped" / "s0" / "summary.json").stat().st_mtime_ns == first
@@ -192,36 +199,19 @@ def test_seeds_that_are_no_two_numbers_are_refused(seeds: str, tmp_path: Path, c
 
 def test_resume_auto_finds_the_stopped_run_of_the_same_recipe(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    step = Trainer._training_step
-
-    def stop(self: Trainer, *batch):
-        if self.step == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, *batch)
-
-    monkeypatch.setattr(Trainer, "_training_step", stop)
-    assert run_cli("finetune", *QUICK, "--resume", "auto") == 128 + signal.SIGTERM
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
+    with on_step(stop_after(6)):
+        assert run_cli("finetune", *QUICK, "--resume", "auto") == 128 + signal.SIGTERM
     assert run_cli("finetune", *QUICK, "--resume", "auto") == 0
     assert "resuming  results/finetune/" in capsys.readouterr().out
     assert len(list((tmp_path / "results" / "finetune").iterdir())) == 1
 
 
-def test_init_starts_from_a_run_and_the_resumed_run_needs_it_no_more(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_init_starts_from_a_run_and_the_resumed_run_needs_it_no_more(tmp_path: Path, capsys) -> None:
     assert run_cli("finetune", *QUICK, "--epochs", 1, "--out", tmp_path / "first") == 0
-    step = Trainer._training_step
-
-    def stop(self: Trainer, *batch):
-        if self.step == 1:
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, *batch)
-
-    monkeypatch.setattr(Trainer, "_training_step", stop)
     second = tmp_path / "second"
     flags = ["--init", tmp_path / "first", "--set", "train.lr=1e-6"]
-    assert run_cli("finetune", *QUICK, "--epochs", 1, *flags, "--out", second) == 128 + signal.SIGTERM
-    monkeypatch.undo()
+    with on_step(stop_after(2)):
+        assert run_cli("finetune", *QUICK, "--epochs", 1, *flags, "--out", second) == 128 + signal.SIGTERM
     kept = read_tensors(tmp_path / "first" / "checkpoints" / "best.pt")["projection"]["0.weight"]
     (tmp_path / "first" / "checkpoints" / "best.pt").unlink()
     assert run_cli("finetune", "--resume", second) == 0

@@ -12,7 +12,7 @@ from schane_cli.errors import BadRequest
 from schane_cli.models.checkpoint import load_checkpoint
 from schane_cli.recipe import Recipe, build_recipe
 from schane_cli.terminal import Terminal
-from schane_cli.training import trainer
+from schane_cli.training.hooks import on_step
 from schane_cli.training.interruption import Interrupted
 from tests.sources import class_folders, write_image
 
@@ -36,21 +36,12 @@ def small_recipe(folder: Path, **values: object) -> Recipe:
 
 
 @pytest.fixture
-def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def stopped(tmp_path: Path) -> tuple[Path, Path]:
     """(data, run): a run on a folder that was stopped after its first step."""
     data, run = tmp_path / "data", tmp_path / "run"
     class_folders(data, {"cat": 20, "dog": 20}, ".png")
-    real_step = trainer.Trainer._step
-
-    def step_and_signal(self: trainer.Trainer, *args: object) -> dict[str, float]:
-        figures = real_step(self, *args)  # type: ignore[arg-type]
-        signal.raise_signal(signal.SIGTERM)
-        return figures
-
-    monkeypatch.setattr(trainer.Trainer, "_step", step_and_signal)
-    with pytest.raises(Interrupted):
+    with on_step(lambda _: signal.raise_signal(signal.SIGTERM)), pytest.raises(Interrupted):
         finetune(small_recipe(data), out=run, terminal=QUIET)
-    monkeypatch.setattr(trainer.Trainer, "_step", real_step)
     return data, run
 
 

@@ -10,6 +10,7 @@ from schane_cli.datasets.load import load_splits
 from schane_cli.models.files import read_tensors
 from schane_cli.terminal import Terminal
 from schane_cli.training import batchnorm
+from schane_cli.training.hooks import Progress, on_step
 from schane_cli.training.job import announce, prepare
 from schane_cli.training.trainer import Job, Trainer
 from tests.jobs import run_tiny, tiny_recipe
@@ -53,22 +54,16 @@ def test_frozen_statistics_make_the_gradient_of_chunks_that_of_the_whole_batch(t
         assert torch.allclose(gradients[1][name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item()), name
 
 
-def test_a_stopped_run_with_frozen_statistics_resumes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_with_frozen_statistics_resumes_to_the_same_bits(tmp_path: Path) -> None:
     settings = {"train__batchnorm": "frozen", "train__ema_decay": 0.9, "train__epochs": 2}
     run_tiny(tmp_path / "whole", **settings)
-    report = Trainer._report
 
-    def stop(self: Trainer, *arguments: object) -> None:
-        report(self, *arguments)  # type: ignore[arg-type]
-        if self.step == 6:
+    def stop(progress: Progress) -> None:
+        if progress.step == 6:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "_report", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with on_step(stop), pytest.raises(KeyboardInterrupt):
         run_tiny(tmp_path / "stopped", **settings)
-    monkeypatch.setattr(Trainer, "_report", report)
     run_tiny(tmp_path / "stopped", resume=True, **settings)
     for name in ("best.pt", "last.pt"):
         one, two = (read_tensors(tmp_path / run / "checkpoints" / name) for run in ("whole", "stopped"))

@@ -23,9 +23,9 @@ from schane_cli.models.files import read_tensors
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
 from schane_cli.training import request
+from schane_cli.training.hooks import Progress, on_step
 from schane_cli.training.interruption import Interrupted
 from schane_cli.training.request import check_sharding
-from schane_cli.training.trainer import Trainer
 from tests.jobs import tiny_recipe
 
 # LayerNorm, since BatchNorm normalises each process's part by itself; 25 images do not part evenly; 20 steps.
@@ -42,16 +42,13 @@ def _train(process: int, world: int, folder: Path, overrides: dict) -> None:
     }
     torch.set_num_threads(1)
     curve: list[float] = []
-    report = Trainer._report
 
-    def recording(self: Trainer, task, figures: dict[str, float], seconds: float) -> None:
-        curve.append(figures["loss"])
-        report(self, task, figures, seconds)
-        if (folder / "stop").exists() and self.step == 6 and rank() == 0:
+    def record(progress: Progress) -> None:
+        curve.append(progress.figures["loss"])
+        if (folder / "stop").exists() and progress.step == 6 and rank() == 0:
             signal.raise_signal(signal.SIGUSR1)  # one process alone is told, and all stop
 
-    Trainer._report = recording  # type: ignore[method-assign]
-    with process_group("cpu"):
+    with process_group("cpu"), on_step(record):
         last = folder / "run" / "checkpoints" / "last.pt"
         resume = folder / "run" if last.is_file() else None
         try:

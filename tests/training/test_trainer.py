@@ -6,18 +6,21 @@ import os
 import random
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from schane_cli.commands.finetune import finetune, resumed_recipe
 from schane_cli.datasets.load import load_splits
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.images.loader import StepSampler
 from schane_cli.models.files import read_tensors
+from schane_cli.models.model import SchaneModel
 from schane_cli.recipe import Recipe
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
@@ -25,6 +28,7 @@ from schane_cli.training import job as job_module
 from schane_cli.training import request
 from schane_cli.training import trainer as training
 from schane_cli.training.gradient import cached_backward, largest_fitting, make_batch, whole_backward
+from schane_cli.training.hooks import Progress, on_step
 from schane_cli.training.interruption import Interrupted
 from schane_cli.training.job import prepare
 from schane_cli.training.objective import Objective
@@ -81,15 +85,15 @@ def _child(out: Path, kill_step: int, place: str) -> None:
     trainer = Trainer(job, read_tensors(last) if last.exists() else None)
     if not out.exists():
         job.run.create(recipe, "finetune")
-    step, save = trainer._training_step, torch.save
+    save = torch.save
 
-    def dying_step(*batch: torch.Tensor) -> dict[str, float]:
-        if place == "before the step" and trainer.step + 1 == kill_step:
+    def in_the_step(module: torch.nn.Module, inputs: object) -> None:
+        if place == "in the step" and module.training and trainer.step + 1 == kill_step:
             _die()
-        figures = step(*batch)
-        if place == "after the step" and trainer.step == kill_step:
+
+    def after_the_step(progress: Progress) -> None:
+        if place == "after the step" and progress.step == kill_step:
             _die()
-        return figures
 
     def dying_save(content: dict, file: BinaryIO) -> None:
         if place == "half way through a checkpoint" and trainer.step == kill_step:
@@ -98,9 +102,10 @@ def _child(out: Path, kill_step: int, place: str) -> None:
             _die()
         save(content, file)
 
-    trainer._training_step = dying_step  # type: ignore[method-assign]
+    job.model.register_forward_pre_hook(in_the_step)
     torch.save = dying_save  # type: ignore[assignment]
-    trainer.run()
+    with on_step(after_the_step):
+        trainer.run()
 
 
 @pytest.mark.slow
@@ -117,7 +122,7 @@ def test_a_run_killed_at_any_of_twenty_points_ends_with_the_same_bits(tmp_path: 
 
     assert run("whole") == 0
     for kill_step in range(1, 21):  # 5 epochs of 4 steps; a checkpoint is written after each fourth
-        places = ["before the step", "after the step"] + ["half way through a checkpoint"] * (kill_step % 4 == 0)
+        places = ["in the step", "after the step"] + ["half way through a checkpoint"] * (kill_step % 4 == 0)
         assert run("killed", kill_step, generator.choice(places)) == -signal.SIGKILL
     assert run("killed") == 0
     _assert_same_bits(tmp_path / "whole", tmp_path / "killed")
@@ -125,18 +130,16 @@ def test_a_run_killed_at_any_of_twenty_points_ends_with_the_same_bits(tmp_path: 
 
 
 @pytest.fixture
-def stop_at_step(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def stop_at_step() -> Iterator[list[int]]:
     """Raise the signal given after the step given: [step, signal]."""
     plan = [0, 0]
-    report = Trainer._report
 
-    def and_signal(self: Trainer, *arguments: object) -> None:
-        report(self, *arguments)  # type: ignore[arg-type]
-        if self.step == plan[0]:
+    def and_signal(progress: Progress) -> None:
+        if progress.step == plan[0]:
             signal.raise_signal(plan[1])
 
-    monkeypatch.setattr(Trainer, "_report", and_signal)
-    return plan
+    with on_step(and_signal):
+        yield plan
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -388,23 +391,21 @@ def test_the_largest_chunk_is_found_by_halving(fits: int, found: int | None) -> 
 
 
 @pytest.mark.parametrize("chunk", [None, 16])
-def test_out_of_memory_names_the_largest_chunk_that_fits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int | None
-) -> None:
-    embed = Trainer._embed
-
-    def small_card(self: Trainer, model: torch.nn.Module, rows: torch.Tensor):
-        if self.model.training and len(rows) > 2 * 9:
+def test_out_of_memory_names_the_largest_chunk_that_fits(tmp_path: Path, chunk: int | None) -> None:
+    def small_card(module: torch.nn.Module, inputs: tuple[object, ...]) -> None:
+        if isinstance(module, SchaneModel) and module.training and len(inputs[0]) > 2 * 9:  # type: ignore[arg-type]
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return embed(self, model, rows)
 
-    monkeypatch.setattr(Trainer, "_embed", small_card)
+    card = register_module_forward_pre_hook(small_card)
     largest = 8 if chunk else 6
     said = rf"step 0 ran out of memory on cpu with {chunk or 25} images a pass; .*: pass --chunk-size {largest} "
-    with pytest.raises(SchaneError, match=said) as caught:
-        run_tiny(tmp_path / "run", train__chunk_size=chunk)
-    assert caught.value.exit_code == 1
-    run_tiny(tmp_path / "again", train__chunk_size=largest, train__epochs=1)
+    try:
+        with pytest.raises(SchaneError, match=said) as caught:
+            run_tiny(tmp_path / "run", train__chunk_size=chunk)
+        assert caught.value.exit_code == 1
+        run_tiny(tmp_path / "again", train__chunk_size=largest, train__epochs=1)
+    finally:
+        card.remove()
 
 
 def test_a_batch_smaller_than_the_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
