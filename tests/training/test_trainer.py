@@ -30,7 +30,7 @@ from schane_cli.training import trainer as training
 from schane_cli.training.gradient import cached_backward, largest_fitting, make_batch, whole_backward
 from schane_cli.training.hooks import Progress, on_step
 from schane_cli.training.interruption import Interrupted
-from schane_cli.training.job import prepare
+from schane_cli.training.job import prepare, train
 from schane_cli.training.objective import Objective
 from schane_cli.training.request import check_request
 from schane_cli.training.trainer import Job, Trainer
@@ -80,23 +80,23 @@ def _child(out: Path, kill_step: int, place: str) -> None:
     """Train in a process of its own, and die by SIGKILL at the step and place given (step 0: live)."""
     torch.set_num_threads(1)
     recipe = tiny_recipe(train__epochs=5, **STOCHASTIC)
-    job = _job(out, recipe)
-    last = out / "checkpoints" / "last.pt"
-    trainer = Trainer(job, read_tensors(last) if last.exists() else None)
-    if not out.exists():
-        job.run.create(recipe, "finetune")
+    splits, resume = load_splits(recipe.data), out if out.exists() else None
+    terminal = Terminal(quiet=True)
+    job = prepare(recipe, splits.train, splits.val, "finetune", out=out, terminal=terminal, resume=resume)
     save = torch.save
+    done = [int(job.stored["training"]["step"]) if job.stored else 0]  # steps
 
     def in_the_step(module: torch.nn.Module, inputs: object) -> None:
-        if place == "in the step" and module.training and trainer.step + 1 == kill_step:
+        if place == "in the step" and module.training and done[0] + 1 == kill_step:
             _die()
 
     def after_the_step(progress: Progress) -> None:
+        done[0] = progress.step
         if place == "after the step" and progress.step == kill_step:
             _die()
 
     def dying_save(content: dict, file: BinaryIO) -> None:
-        if place == "half way through a checkpoint" and trainer.step == kill_step:
+        if place == "half way through a checkpoint" and done[0] == kill_step:
             file.write(b"half")
             file.flush()
             _die()
@@ -105,7 +105,7 @@ def _child(out: Path, kill_step: int, place: str) -> None:
     job.model.register_forward_pre_hook(in_the_step)
     torch.save = dying_save  # type: ignore[assignment]
     with on_step(after_the_step):
-        trainer.run()
+        train(job)
 
 
 @pytest.mark.slow
