@@ -545,8 +545,12 @@ def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
 
 
 def saved_recipe(tree: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run that was trained: the package that brought its loss may be gone since and is not needed."""
-    return _checked(tree, {})
+    """The recipe of a run that was trained: the package that brought its loss may be gone since and is not needed.
+
+    A run of schane 0.1.0, whose recipe has no `train.batchnorm`, keeps the running statistics that it was trained with.
+    """
+    from_0_1_0 = "train" in tree and "batchnorm" not in tree["train"]
+    return _checked(tree, {"train.batchnorm": "running"} if from_0_1_0 else {})
 
 
 def loss_names() -> list[str]:

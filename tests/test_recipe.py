@@ -19,6 +19,7 @@ from schane_cli.recipe import (
     recipe_fields,
     recipe_names,
     resolve_recipe,
+    saved_recipe,
     to_yaml,
 )
 
@@ -154,3 +155,10 @@ def test_yaml_tags_run_nothing(tmp_path) -> None:
 def test_recipes_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Recipe().seed = 3  # type: ignore[misc]
+
+
+def test_a_run_of_0_1_0_keeps_the_batchnorm_statistics_it_was_trained_with() -> None:
+    tree = Recipe().model_dump(mode="json")
+    assert saved_recipe(tree).train.batchnorm == "auto"
+    del tree["train"]["batchnorm"]
+    assert saved_recipe(tree).train.batchnorm == "running"
