@@ -32,8 +32,12 @@ def say(text: str) -> None:
 
 
 def call(*command: object) -> None:
-    """Run a command from the project's folder; its failure ends this script with the same code."""
-    done = subprocess.run([str(part) for part in command], cwd=HERE, check=False)
+    """Run a command from the project's folder; its failure ends this script with the same code.
+
+    Compiled Python is kept whatever the shell says: without it every process compiles torch anew, for ten seconds.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run([str(part) for part in command], cwd=HERE, env=environment, check=False)
     if done.returncode:
         say(f"failed ({done.returncode}): {' '.join(str(part) for part in command)}")
         sys.exit(done.returncode)

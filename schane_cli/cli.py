@@ -136,7 +136,7 @@ def finetune(
     terminal = Terminal(json=json)
     if seeds is not None and ("seed" in values or resume == "auto"):
         raise BadRequest("--seeds goes without --seed, and with --resume FOLDER rather than --resume auto")
-    listed = parse_seeds(seeds) if seeds is not None else []
+    listed = parse_seeds(seeds, "--seeds") if seeds is not None else []
     if len(listed) == 1:
         raise BadRequest(f"--seeds {seeds} names one seed; --seed runs one")
     resolved = _resolve(recipe, values, None if listed else resume, out, terminal)

@@ -313,13 +313,13 @@ def _require_small(value: Any, where: str) -> None:
             waiting += [(item, depth + 1) for item in node]
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`3`, `0-4` or `0,3,7-9` as a list of different seeds, in the order given.
+def parse_seeds(text: str, name: str = "seeds") -> list[int]:
+    """`3`, `0-4` or `0,3,7-9` as a list of different seeds, in the order given; `name` is what the user calls them.
 
     Raises:
         BadRequest: anything else, a seed above MAX_SEED, or more than MAX_SEEDS of them.
     """
-    wrong = BadRequest(f"seeds are numbers and ranges like 0-4 or 0,3,7, at most {MAX_SEEDS}; got {shown(text)}")
+    wrong = BadRequest(f"{name}: numbers and ranges like 0-4 or 0,3,7, at most {MAX_SEEDS}; got {shown(text)}")
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*", part)

@@ -57,7 +57,13 @@ def test_every_third_party_import_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
     declared = {line.split(">")[0].split("[")[0].replace("-", "_").lower() for line in named}
-    called = {"pillow": "PIL", "pyyaml": "yaml", "scikit_learn": "sklearn", "mlflow_skinny": "mlflow"}
+    called = {
+        "pillow": "PIL",
+        "pyyaml": "yaml",
+        "scikit_learn": "sklearn",
+        "mlflow_skinny": "mlflow",
+        "umap_learn": "umap",
+    }
     declared |= {called[name] for name in declared & called.keys()}
     declared |= {"triton", "requests", "httpx", "markupsafe", "pynvml"}  # brought by others, used where they are there
     imported = set()

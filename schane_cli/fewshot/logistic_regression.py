@@ -31,6 +31,7 @@ def fit_logistic(
     # Rounding may leave inner products with slightly negative eigenvalues; this lifts them above zero.
     diagonal = kernel.diagonal(dim1=-2, dim2=-1)
     diagonal.add_(torch.finfo(gram.dtype).eps * diagonal.sum(dim=-1, keepdim=True))
+    tolerance = tolerance / 2  # the other half is for the rounding of scores that are carried along
     dual, intercept, solved = _fixed_hessian_steps(kernel, target, tolerance)
     if not solved.all():
         dual[~solved], intercept[~solved] = _newton(kernel[~solved], target, tolerance)

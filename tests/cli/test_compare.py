@@ -172,7 +172,7 @@ def test_folders_of_seeds_are_compared_end_to_end(trained: Path, tmp_path: Path,
         mean = np.mean([summary["test_accuracy"] for summary in summaries])
         assert table.loc[loss, "test_accuracy"] == pytest.approx(mean)
     names = {path.name for path in (tmp_path / "c").iterdir()}
-    assert names == {"compare.csv", "compare.md", "compare.tex", "figures", "report.html", "summary.json"}
+    assert names == {"compare.csv", "compare.md", "compare.tex", "figures", "report.html", "runs.json", "summary.json"}
     assert run_cli("compare", f"{trained}/*", "--out", tmp_path / "c") == 2
     assert "exists already" in capsys.readouterr().err
 

@@ -75,12 +75,14 @@ def test_one_checkpoint_leaves_table_figures_pictures_and_page(one: Done) -> Non
             "recipe.yaml",
             "report.html",
             "summary.json",
+            "thumbnails.webp",
         ]
     )
     figures = one.summary()["checkpoints"][0]["figures"]
     assert len(figures) == 28
-    for figure in figures.values():
-        assert figure["ci95"][0] <= figure["value"] <= figure["ci95"][1]
+    for name, figure in figures.items():
+        assert (figure["ci95"] is not None) == bool(metric(name).interval), name
+        assert figure["ci95"] is None or figure["ci95"][0] <= figure["value"] <= figure["ci95"][1]
         assert figure["n"] == 359
         assert figure["direction"] in {"higher", "lower", "none"}
     assert figures["isotropy"]["direction"] == "none"
@@ -125,7 +127,9 @@ def test_two_checkpoints_share_one_page_with_paired_differences(pair: Done) -> N
     assert differences.keys() == before.keys()
     for key, difference in differences.items():
         assert difference["difference"] == pytest.approx(after[key]["value"] - before[key]["value"])
-        assert difference["ci95"][0] <= difference["difference"] <= difference["ci95"][1]
+        interval = difference["ci95"]
+        assert (interval is not None) == bool(metric(key).interval), key
+        assert interval is None or interval[0] <= difference["difference"] <= interval[1]
     assert differences["isotropy"]["better"] is None
     page = (pair.folder / "report.html").read_text()
     assert "From ce to schane" in page

@@ -110,7 +110,7 @@ BAD_REQUESTS = {
     "no value": (["--set", "loss.temperature"], "--set takes key=value"),
     "absent device": (["--device", "cuda:99"], "device 'cuda:99' is not on this machine"),
     "no such folder": (["--dataset", "folder:/nowhere/at/all"], "dataset folder /nowhere/at/all does not exist"),
-    "nothing to resume": (["--resume", "/nowhere"], "nothing to resume at /nowhere"),
+    "resume and out": (["--resume", "/nowhere"], "--out does not act with --resume /nowhere"),
     "missing weights file": (["--set", "model.weights=/nowhere.pt"], "no checkpoint or run folder at /nowhere.pt"),
 }
 
@@ -142,6 +142,11 @@ def test_an_empty_class_folder_is_named(tmp_path: Path, capsys) -> None:
     assert str(data / "class2") in capsys.readouterr().err
 
 
+def test_a_place_with_nothing_to_resume_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("finetune", "--resume", "/nowhere") == 2
+    assert "nothing to resume at /nowhere" in capsys.readouterr().err
+
+
 def test_an_unknown_flag_is_refused_with_code_2(capsys) -> None:
     assert run_cli("finetune", "--temprature", 0.3) == 2
 
@@ -150,8 +155,8 @@ def test_several_seeds_get_a_folder_each_and_a_mean_with_an_interval(
     tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    source = data._read_source
-    monkeypatch.setattr(data, "_read_source", lambda name, root: read.append(name) or source(name, root))
+    source = data.listed_parts
+    monkeypatch.setattr(data, "listed_parts", lambda recipe: read.append(recipe.dataset) or source(recipe))
     out = tmp_path / "seeds"
     assert run_cli("finetune", *QUICK, "--epochs", 1, "--seeds", "0-1", "--out", out, "--json") == 0
     summary = json.loads(capsys.readouterr().out)

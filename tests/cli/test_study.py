@@ -204,7 +204,7 @@ def test_two_workers_one_killed_run_every_trial_and_none_twice(
     found = summary(tmp_path / "s")
     assert found["trials_done"] == 6
     assert all(len(trial["runs"]) == 1 for trial in found["trials"])
-    finished = [line for worker in workers for line in worker.said().splitlines() if "val_accuracy" in line]
+    finished = [line for worker in workers for line in worker.said().splitlines() if "val top-1 accuracy" in line]
     named = [line.split(" ", 1)[1].split(":")[0] for line in finished]
     assert sorted(named) == sorted(set(named))
     assert len(named) == 6
