@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from schane_cli.metrics.registry import metric
 from tests.cli.test_finetune import QUICK, run_cli
 
 
