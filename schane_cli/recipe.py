@@ -307,6 +307,8 @@ def _require_small(value: Any, where: str) -> None:
         count += 1
         if count > MAX_VALUES or depth > MAX_DEPTH:
             raise BadRequest(f"{where} holds more than {MAX_VALUES:,} values, or is nested more than {MAX_DEPTH} deep")
+        if isinstance(node, int) and node.bit_length() > 1024:  # Python itself refuses to print a much longer one
+            raise BadRequest(f"{where} holds an integer of more than 300 digits")
         if isinstance(node, Mapping):
             waiting += [(item, depth + 1) for item in node.values()]
         elif isinstance(node, list | tuple | set):

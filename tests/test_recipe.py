@@ -162,3 +162,9 @@ def test_a_run_of_0_1_0_keeps_the_batchnorm_statistics_it_was_trained_with() -> 
     assert saved_recipe(tree).train.batchnorm == "auto"
     del tree["train"]["batchnorm"]
     assert saved_recipe(tree).train.batchnorm == "running"
+
+
+def test_an_integer_too_long_to_print_is_refused_where_it_is_read() -> None:
+    with pytest.raises(BadRequest, match="holds an integer of more than 300 digits"):
+        parse_set([f"model.args={{a: 0x{'f' * 5000}}}"])
+    assert parse_set(["seed=12"]) == {"seed": 12}
