@@ -335,5 +335,5 @@ def test_logistic_regression_fits_features_of_any_length_as_scikit_learn_does(no
         )
         expected = theirs.predict(scale * features[query].double().numpy())
         agreement.append((expected == predicted).mean())
-        assert (predicted == ways).mean() > 0.8
+        assert (predicted == ways).mean() > 0.75
     assert np.mean(agreement) >= 0.95
