@@ -82,24 +82,17 @@ def _newton(kernel: Tensor, target: Tensor, tolerance: float, iterations: int = 
     """
     dual = kernel.new_zeros(*kernel.shape[:2], target.shape[1])
     intercept, scores = dual[:, :1].clone(), dual.clone()
-    best = (dual, intercept, kernel.new_full((len(kernel), 1, 1), torch.inf))
     for _ in range(iterations):
         probabilities = scores.softmax(dim=-1)
         residual = target - probabilities
-        distance = (dual - residual).abs().amax(dim=(-2, -1), keepdim=True)
-        # Long features leave a floor of rounding, on which the last iterate is no better than those before it.
-        nearer = distance < best[2]
-        best = tuple(  # type: ignore[assignment]
-            torch.where(nearer, new, old) for new, old in zip((dual, intercept, distance), best, strict=True)
-        )
-        if distance.amax() <= tolerance:
+        if (dual - residual).abs().amax() <= tolerance:
             break
         new_dual, new_intercept = _newton_target(kernel, probabilities, residual, scores)
         step = (new_dual - dual, new_intercept - intercept, kernel @ new_dual + new_intercept - scores)
         size = _best_step(dual, intercept, scores, step, target)
-        dual, intercept = dual + size * step[0], intercept + size * step[1]
-        scores = kernel @ dual + intercept  # not carried along, which would add up rounding
-    return best[0], best[1]
+        state = (dual, intercept, scores)
+        dual, intercept, scores = (old + size * change for old, change in zip(state, step, strict=True))
+    return dual, intercept
 
 
 def _newton_target(kernel: Tensor, probabilities: Tensor, residual: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
