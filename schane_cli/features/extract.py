@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from schane_cli.distributed import rank, world_size
 from schane_cli.images.imageset import ImageSet
@@ -38,6 +39,18 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def forward(model: nn.Module, pixels: torch.Tensor, spec: InputSpec, device: torch.device, amp: str) -> Outputs:
+    """The one forward pass, in training and after it: pixels (n, 3, S, S) in [0, 255] to outputs on `device`."""
+    images = normalise(pixels, spec, device)
+    with autocast(device, amp):
+        return model(images)
+
+
+def computed(model: nn.Module, pixels: torch.Tensor, spec: InputSpec, device: torch.device, amp: str) -> Outputs:
+    """As `forward`, with the outputs in float32 on the CPU."""
+    return Outputs(*(tensor.float().cpu() for tensor in forward(model, pixels, spec, device, amp)))
+
+
 @torch.no_grad()
 def extract(
     model: SchaneModel,
@@ -56,6 +69,7 @@ def extract(
     Each process takes its share and the shares are put together by index, so that no image counts twice. All make as
     many forward passes, since those of a model that is split over processes wait for each other.
     """
+    model.eval()
     own = np.arange(len(images))[rank() :: world_size()]
     loader = eval_loader(
         images,
@@ -67,21 +81,14 @@ def extract(
     )
     parts: list[Outputs] = []
     for pixels, _, _ in loader:
-        parts.append(_embed(model, pixels, spec, device, amp))
+        parts.append(computed(model, pixels, spec, device, amp))
         if task is not None:
             task.advance(len(pixels) * world_size())
     for _ in range(len(parts), math.ceil(math.ceil(len(images) / world_size()) / batch_size)):
-        _embed(model, torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8), spec, device, amp)
+        computed(model, torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8), spec, device, amp)
     columns = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else []
     embedding, projection, logits = _gather(columns, own, len(images))
     return Features(embedding, projection, logits, torch.from_numpy(images.labels))
-
-
-def _embed(model: SchaneModel, pixels: torch.Tensor, spec: InputSpec, device: torch.device, amp: str) -> Outputs:
-    model.eval()
-    with autocast(device, amp):
-        outputs = model(normalise(pixels, spec, device))
-    return Outputs(*(tensor.float().cpu() for tensor in outputs))
 
 
 def _gather(columns: list[torch.Tensor], own: np.ndarray, total: int) -> list[torch.Tensor]:

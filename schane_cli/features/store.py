@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from schane_cli.distributed import on_first, rank, same_everywhere, world_size
 from schane_cli.errors import SchaneError
-from schane_cli.features.extract import autocast, normalise
+from schane_cli.features.extract import computed
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import Batch, eval_loader, train_transform, view_loader, worker_count
 from schane_cli.images.preprocessing import eval_transform
@@ -160,9 +160,7 @@ def fill(
     model = place(loaded.model, device).eval()
     waiting: list[Outputs] = []
     for pixels, _, _ in _pixels(store.view, loaded, images, indices, batch_size, workers):
-        with autocast(device, amp):
-            outputs = model(normalise(pixels, loaded.input, device))
-        waiting.append(Outputs(*(tensor.float().cpu() for tensor in outputs)))
+        waiting.append(computed(model, pixels, loaded.input, device, amp))
         if task is not None:
             task.advance(len(pixels) * world_size())
         while own and sum(len(part.logits) for part in waiting) >= slices[own[0]].stop - slices[own[0]].start:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from schane_cli.features.extract import autocast, normalise
+from schane_cli.features.extract import computed
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import readable_loader
 from schane_cli.images.preprocessing import eval_transform
@@ -44,11 +44,9 @@ def stream_outputs(
         indices=indices,
     )
     for batch in loader:
-        outputs = []
-        for one, model in zip(models, placed, strict=True):
-            if not batch.indices:
-                continue
-            with autocast(device, amp):
-                found = model(normalise(batch.pixels[distinct.index(one.input)], one.input, device))
-            outputs.append(Outputs(*(tensor.float().cpu() for tensor in found)))
+        outputs = [
+            computed(model, batch.pixels[distinct.index(one.input)], one.input, device, amp)
+            for one, model in zip(models, placed, strict=True)
+            if batch.indices
+        ]
         yield StreamedBatch(batch.indices, outputs, batch.unreadable)

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from schane_cli.distributed import rank, same_everywhere, world_size
 from schane_cli.errors import SchaneError
-from schane_cli.features.extract import autocast, extract, normalise
+from schane_cli.features.extract import extract, forward
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import StepSampler, train_loader, train_transform, worker_count
 from schane_cli.images.preprocessing import InputSpec
@@ -246,9 +246,7 @@ class Trainer:
         return self._embed(self.forward_model, rows)
 
     def _embed(self, model: nn.Module, rows: torch.Tensor) -> Outputs:
-        images = normalise(rows, self.job.spec, self.device)
-        with autocast(self.device, self.recipe.train.amp):
-            return model(images)
+        return forward(model, rows, self.job.spec, self.device, self.recipe.train.amp)
 
     def _figures(self, parts: LossParts, norm: torch.Tensor) -> dict[str, float]:
         """Loss parts, gradient norm and the contrastive term's counts, as means over processes: one transfer."""
