@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from schane_cli import __version__
-from schane_cli.errors import BadRequest, SchaneError
+from schane_cli.errors import BadRequest, SchaneError, require_package
 from schane_cli.flags import RecipeValues, complete_recipe, recipe_flags, refuse_training_values
 from schane_cli.recipe import (
     Recipe,
@@ -523,10 +523,7 @@ def study(
     --data-root, --init and --device describe this machine; everything else is in the file.
     """
     machine = {key: str(value) for key, value in values.items()}
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        raise BadRequest("schane study needs Optuna: pip install 'schane[study]'") from None
+    require_package("optuna", "schane study needs Optuna", "study")
     from schane_cli.commands.study import study as run_study
     from schane_cli.reports.study import study_report
     from schane_cli.terminal import Terminal

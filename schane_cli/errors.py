@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib import import_module
 
 
 class SchaneError(Exception):
@@ -30,3 +31,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known name closest to `name`, or nothing where none is close."""
     matches = get_close_matches(name, list(known), n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def require_package(module: str, needs: str, extra: str) -> None:
+    """BadRequest, `<needs>: pip install 'schane[<extra>]'`, where a package that an extra brings cannot be imported."""
+    try:
+        import_module(module)
+    except ImportError:
+        raise BadRequest(f"{needs}: pip install 'schane[{extra}]'") from None

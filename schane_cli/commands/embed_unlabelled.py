@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from schane_cli.commands.predict import images_to_name, load_predictor, path_of, stream
-from schane_cli.errors import BadRequest
+from schane_cli.errors import BadRequest, require_package
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.thumbnail import thumbnail_webp
 from schane_cli.metrics.bootstrap import Floats, Ints
@@ -42,7 +42,7 @@ def embed_unlabelled(
     if projection not in PROJECTIONS:
         raise BadRequest(f"unknown --projection {projection!r}; allowed: {', '.join(PROJECTIONS)}")
     if projection == "umap":
-        require_umap()
+        require_package("umap", "--projection umap needs umap-learn", "umap")
     images, notes = images_to_name(sources, overrides)
     predictor = load_predictor([checkpoint], overrides, terminal)
     terminal.say(f"images     {len(images):,} of {', '.join(sources)}; without labels, so no metric compares classes")
@@ -77,14 +77,6 @@ def embed_unlabelled(
     }
     run.finish(summary)
     return plain(summary)
-
-
-def require_umap() -> None:
-    """BadRequest where the extra is not installed."""
-    try:
-        import umap as _umap  # noqa: F401
-    except ImportError:
-        raise BadRequest("--projection umap needs umap-learn: pip install 'schane[umap]'") from None
 
 
 def _embedded(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from schane_cli.datasets.load import load_splits
-from schane_cli.errors import BadRequest
+from schane_cli.errors import BadRequest, require_package
 from schane_cli.features.store import stored_features
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.thumbnail import thumbnail_webp
@@ -47,7 +47,7 @@ def review(
     Raises:
         BadRequest: cleanlab is missing, an unknown split, no such checkpoint, fewer than ten images or one class.
     """
-    require_cleanlab()
+    require_package("cleanlab", "schane review needs cleanlab", "review")
     started = time.perf_counter()
     loaded = load_checkpoint(checkpoint)
     recipe = build_recipe(loaded.recipe.model_dump(mode="json"), overrides)
@@ -84,14 +84,6 @@ def review(
     }
     run.finish(summary)
     return plain(summary)
-
-
-def require_cleanlab() -> None:
-    """BadRequest where the extra is not installed."""
-    try:
-        import cleanlab  # noqa: F401
-    except ImportError:
-        raise BadRequest("schane review needs cleanlab: pip install 'schane[review]'") from None
 
 
 def images_to_review(recipe: Any, split: str) -> tuple[ImageSet, list[str], list[str]]:

@@ -299,48 +299,42 @@ class CIFAR100(Dataset):
         return cifar.cifar100(cifar.cifar_folder(root))
 
 
+class _FromCIFAR100(Dataset):
+    """A few-shot set made of CIFAR-100's images, train and test merged."""
+
+    licence = "as CIFAR-100"
+    classes = 100
+    over = "cifar100"
+    fewshot = True
+    images_per_class = 600
+
+    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
+        """As `Dataset.read`."""
+        from schane_cli.datasets import cifar
+
+        return cifar.fewshot_parts(cifar.cifar_folder(root), self.name)
+
+
 @register
-class CIFARFS(Dataset):
+class CIFARFS(_FromCIFAR100):
     """CIFAR-FS (few-shot)."""
 
     name = "cifarfs"
     title = "CIFAR-FS (few-shot)"
-    licence = "as CIFAR-100"
     source = "https://arxiv.org/abs/1805.08136"
-    classes = 100
     counts = {"train": 38_400, "val": 9_600, "test": 12_000}
     splits = "64 / 16 / 20 classes of 600 images, train and test of CIFAR-100 merged"
-    over = "cifar100"
-    fewshot = True
-    images_per_class = 600
-
-    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
-        """As `Dataset.read`."""
-        from schane_cli.datasets import cifar
-
-        return cifar.fewshot_parts(cifar.cifar_folder(root), self.name)
 
 
 @register
-class FC100(Dataset):
+class FC100(_FromCIFAR100):
     """FC100 (few-shot)."""
 
     name = "fc100"
     title = "FC100 (few-shot)"
-    licence = "as CIFAR-100"
     source = "https://arxiv.org/abs/1805.10123"
-    classes = 100
     counts = {"train": 36_000, "val": 12_000, "test": 12_000}
     splits = "60 / 20 / 20 classes of 600 images by superclass, train and test of CIFAR-100 merged"
-    over = "cifar100"
-    fewshot = True
-    images_per_class = 600
-
-    def read(self, root: Path) -> Mapping[str, "ImageSet"]:
-        """As `Dataset.read`."""
-        from schane_cli.datasets import cifar
-
-        return cifar.fewshot_parts(cifar.cifar_folder(root), self.name)
 
 
 @register
