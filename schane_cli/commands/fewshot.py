@@ -97,17 +97,8 @@ def fewshot(
     results, correct = score_all(named, episodes, splits.novel, recipe, terminal)
     summary = {
         **training,
-        "command": "fewshot",
-        "dataset": recipe.data.dataset,
+        **_description(recipe, splits, episodes),
         "checkpoints": [str(one.path) for one in loaded],
-        "ways": recipe.fewshot.ways,
-        "queries": recipe.fewshot.queries,
-        "dirichlet": recipe.fewshot.dirichlet,
-        "novel_classes": list(splits.novel.class_names),
-        "novel_n": len(splits.novel),
-        "test_sha256": splits.novel.identity(),
-        "episodes_sha256": {str(shots): drawn.hash() for shots, drawn in episodes.items()},
-        "notes": splits.notes,
         "seen": may_have_seen,
         "results": results,
         "comparisons": compare(names, correct, recipe),
@@ -118,6 +109,22 @@ def fewshot(
     with closing(run):
         on_first(lambda: _write(run, correct, episodes, splits.novel, summary))
     return plain(summary)
+
+
+def _description(recipe: Recipe, splits: FewshotSplits, episodes: Mapping[int, Episodes]) -> dict[str, Any]:
+    """What a summary says of the episodes and of the classes that they are drawn from."""
+    return {
+        "command": "fewshot",
+        "dataset": recipe.data.dataset,
+        "ways": recipe.fewshot.ways,
+        "queries": recipe.fewshot.queries,
+        "dirichlet": recipe.fewshot.dirichlet,
+        "novel_classes": list(splits.novel.class_names),
+        "novel_n": len(splits.novel),
+        "test_sha256": splits.novel.identity(),
+        "episodes_sha256": {str(shots): drawn.hash() for shots, drawn in episodes.items()},
+        "notes": splits.notes,
+    }
 
 
 def _write(
