@@ -255,7 +255,8 @@ def entrant(loaded: Loaded, splits: FewshotSplits, recipe: Recipe, terminal: Ter
     settings = recipe.fewshot
     views = [RandomView(recipe.augment, settings.episode_seed, number) for number in range(settings.support_copies)]
     copies = [embeddings(loaded, splits.novel, recipe, terminal, view) for view in views]
-    wants_base, run = "simpleshot" in settings.classifier, RunFolder.of_checkpoint(loaded.path)
+    wants_base = any(CLASSIFIERS[name].normalize == "cl2n" for name in settings.classifier)
+    run = RunFolder.of_checkpoint(loaded.path)
     return Entrant(
         name=run.path.name if run else loaded.path.stem,
         plain=embeddings(loaded, splits.novel, recipe, terminal),
@@ -291,7 +292,7 @@ def _accuracies(one: Entrant, episodes: Episodes, classifier: str, recipe: Recip
         one.plain,
         episodes,
         classifier=classifier,
-        normalize="none" if classifier == "simpleshot" else "l2" if recipe.fewshot.normalize else "none",
+        normalize=CLASSIFIERS[classifier].normalize or ("l2" if recipe.fewshot.normalize else "none"),
         base_mean=one.base_mean,
         augmented_support=one.copies,
         device=pick_device(recipe.device),

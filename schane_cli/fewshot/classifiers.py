@@ -39,16 +39,12 @@ def normalize_features(features: Tensor, how: str, base_mean: Tensor | None = No
     return F.normalize(features, dim=-1)
 
 
-def centroid(support: Tensor, query: Tensor, *, distance: str = "euclidean") -> Tensor:
+def centroid(support: Tensor, query: Tensor) -> Tensor:
     """Nearest class mean (ProtoNet; Snell et al., arXiv 1703.05175, equations 1 and 2).
 
-    `distance`: "euclidean", minus the squared distance up to a term equal for all classes; "cosine", the cosine.
+    Logits are minus the squared Euclidean distance, up to a term that is the same for all classes.
     """
     prototypes = support.mean(dim=2)  # (E, n_way, d)
-    if distance == "cosine":
-        return _products(F.normalize(query, dim=-1), F.normalize(prototypes, dim=-1))
-    if distance != "euclidean":
-        raise ValueError(f"unknown distance {distance!r}: euclidean or cosine")
     return minus_distances(_products(query, prototypes), prototypes)
 
 
@@ -60,11 +56,6 @@ def minus_distances(products: Tensor, prototypes: Tensor) -> Tensor:
 def _products(query: Tensor, rows: Tensor) -> Tensor:
     """Inner products (E, q, m) of queries and a few rows (E, m, d); rows on the left: half the time on a CPU."""
     return (rows @ query.mT).mT
-
-
-def simpleshot(support: Tensor, query: Tensor, *, base_mean: Tensor | None = None) -> Tensor:
-    """SimpleShot CL2N (Wang et al., arXiv 1911.04623): nearest Euclidean class mean, features normalised "cl2n"."""
-    return centroid(normalize_features(support, "cl2n", base_mean), normalize_features(query, "cl2n", base_mean))
 
 
 def ridge(support: Tensor, query: Tensor, *, alpha: float = 1.0) -> Tensor:
@@ -164,18 +155,20 @@ def _flatten(support: Tensor) -> tuple[Tensor, Tensor]:
 class Method:
     """A classifier: its function, whether it looks at all queries of an episode together, and where it comes from.
 
-    `deviation`: what differs from that source, said beside every result; empty where nothing does.
+    `deviation`: what differs from that source, said beside every result; empty where nothing does. `normalize`: the
+    normalisation that is part of the method, for `normalize_features`; empty where any will do.
     """
 
     logits: Callable[..., Tensor]
     transductive: bool
     source: str
     deviation: str = ""
+    normalize: str = ""
 
 
 CLASSIFIERS: dict[str, Method] = {
     "centroid": Method(centroid, False, "ProtoNet, arXiv 1703.05175"),
-    "simpleshot": Method(simpleshot, False, "SimpleShot CL2N, arXiv 1911.04623"),
+    "simpleshot": Method(centroid, False, "SimpleShot CL2N, arXiv 1911.04623", normalize="cl2n"),
     "ridge": Method(ridge, False, "R2-D2's ridge regression, arXiv 1805.08136"),
     "logistic": Method(logistic, False, "RFS, arXiv 2003.11539"),
     "bd-cspn": Method(
@@ -190,39 +183,30 @@ CLASSIFIERS: dict[str, Method] = {
 }
 
 
-def as_classifier(found: Any, source: str) -> Method:
-    """A `Method`, or a function `(support, query) -> logits` made one; its attribute `transductive` is heeded.
+def as_classifier(candidate: Any, source: str) -> Method:
+    """A `Method` as it is, or one made of a function `(support, query) -> logits` and its attribute `transductive`.
 
     Raises:
-        ValueError: neither.
+        ValueError: it is neither.
     """
-    if isinstance(found, Method):
-        return found
-    if not callable(found):
+    if isinstance(candidate, Method):
+        return candidate
+    if not callable(candidate):
         raise ValueError(
-            f"a classifier is a function (support, query) -> logits or a Method, got {type(found).__name__}"
+            f"a classifier is a function (support, query) -> logits or a Method, got {type(candidate).__name__}"
         )
-    return Method(found, bool(getattr(found, "transductive", False)), source)
+    return Method(candidate, bool(getattr(candidate, "transductive", False)), source)
 
 
 # Transductive methods use that the queries come together and, mostly, that classes are balanced: label them as such.
 TRANSDUCTIVE = frozenset(name for name, method in CLASSIFIERS.items() if method.transductive)
 
 
-def classify_logits(name: str, support: Tensor, query: Tensor, **options: Any) -> Tensor:
-    """Logits (E, q, n_way) of classifier `name`; `options` are that classifier's own keyword arguments.
-
-    Raises:
-        ValueError: an unknown name.
-    """
+def classifier_named(name: str) -> Method:
+    """The classifier of that name; ValueError for an unknown one."""
     if name not in CLASSIFIERS:
         raise ValueError(f"unknown classifier {name!r}: {', '.join(CLASSIFIERS)}{nearest(name, CLASSIFIERS)}")
-    return CLASSIFIERS[name].logits(support, query, **options)
-
-
-def classify(name: str, support: Tensor, query: Tensor, **options: Any) -> Tensor:
-    """Predicted way (E, q), int64, of every query; see `classify_logits`."""
-    return best_way(classify_logits(name, support, query, **options))
+    return CLASSIFIERS[name]
 
 
 def best_way(logits: Tensor) -> Tensor:

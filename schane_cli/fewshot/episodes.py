@@ -1,13 +1,13 @@
-"""Few-shot episodes drawn from (seed, index), and the intervals that say what a mean over them is worth.
+"""Few-shot episodes, each drawn from a seed and the episode's number.
 
 An episode is `n_way` classes, `n_shot` support and `n_query` query images of each. Episode `i` is a function of the
 seed, `i` and the protocol alone: every random number is one word of a counter-based generator (Philox; Salmon et al.,
 "Parallel random numbers: as easy as 1, 2, 3", SC 2011) at position `i` of a stream of its own. So episode 7 is the same
-whether ten episodes are drawn or a million, in one call or in many, here or on another machine. numpy fixes the words
+whether ten episodes are drawn or a million, here or on another machine. numpy fixes the words
 of its bit generators for good (NEP 19) but not the methods of `Generator`: only the words are used.
 
-The streams are named by role (class, query, support) and place, so protocols nest: the 1-shot support is the first
-shot of the 5-shot support, with the same classes and queries, and accuracy against shots is a paired curve.
+The streams are numbered by role (class, query, support) and place, so that protocols nest: the 1-shot support is the
+first shot of the 5-shot support, with the same classes and queries, and accuracy against shots is a paired curve.
 """
 
 import hashlib
@@ -60,10 +60,9 @@ def draw_episodes(
     n_episodes: int,
     seed: int,
     dirichlet: float | None = None,
-    first: int = 0,
     class_names: Sequence[str] | None = None,
 ) -> Episodes:
-    """Episodes `first` to `first + n_episodes - 1` of the endless sequence that `seed` stands for.
+    """The first `n_episodes` episodes of the endless sequence that `seed` stands for.
 
     Classes and images are uniform without replacement within an episode; different episodes may share images.
 
@@ -81,8 +80,8 @@ def draw_episodes(
     """
     images, classes = _images_by_class(labels)
     _check_positive(n_way=n_way, n_shot=n_shot, n_query=n_query, episodes=n_episodes)
-    if seed < 0 or first < 0:
-        raise ValueError(f"seed and first episode must not be negative (seed {seed}, first {first})")
+    if seed < 0:
+        raise ValueError(f"the seed must not be negative, and it is {seed}")
     if dirichlet is not None and not dirichlet > 0:
         raise ValueError(f"the Dirichlet concentration must be above 0, not {dirichlet}")
     # Under Dirichlet proportions one class may hold all the queries.
@@ -90,7 +89,7 @@ def draw_episodes(
     most_queries = share * n_query
     _check_sizes(images, classes, n_way, n_shot, most_queries, class_names, share)
 
-    words = _Words(seed, first, n_episodes)
+    words = _Words(seed, n_episodes)
     ways = np.argsort(words.uniform(CLASS, range(len(classes))), axis=1, kind="stable")[:, :n_way]  # (E, n_way)
     sizes = np.array([len(one) for one in images])
     query_picks, support_picks = _pick_images(words, sizes[ways], n_shot, most_queries)
@@ -148,18 +147,16 @@ def disjoint_episodes(
 class _Words:
     """Uniform numbers by (stream, episode): word `i` of a stream belongs to episode `i`."""
 
-    def __init__(self, seed: int, first: int, n_episodes: int) -> None:
+    def __init__(self, seed: int, n_episodes: int) -> None:
         self.key = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
-        self.first, self.n_episodes = first, n_episodes
+        self.n_episodes = n_episodes
 
     def uniform(self, role: int, places: Sequence[int]) -> Floats:
         """(E, places) floats in [0, 1), each stream a Philox key of its own."""
-        block, offset = divmod(self.first, 4)  # a Philox counter yields four words
         columns = np.empty((len(places), self.n_episodes))
         for row, place in enumerate(places):
             source = np.random.Philox(key=np.array([self.key, (role << 32) + place], dtype=np.uint64))
-            source.advance(block)
-            columns[row] = (source.random_raw(offset + self.n_episodes)[offset:] >> np.uint64(11)) * 2.0**-53
+            columns[row] = (source.random_raw(self.n_episodes) >> np.uint64(11)) * 2.0**-53
         return columns.T
 
 
@@ -198,7 +195,7 @@ def _query_counts(words: _Words, n_way: int, n_query: int, dirichlet: float | No
 
 
 def _unroll(counts: Ints) -> tuple[Ints, Ints]:
-    """Counts (E, n_way) as one entry a query: its way (E, total), in order, and its place within the way."""
+    """Counts (E, n_way) as one entry per query: its way (E, total), in order, and its place within the way."""
     end = np.cumsum(counts, axis=1)
     number = np.arange(int(end[0, -1]))
     way = (number[None, :, None] >= end[:, None, :]).sum(axis=2)
@@ -210,7 +207,7 @@ def _images_by_class(labels: ArrayLike) -> tuple[list[Ints], Ints]:
     """Image indices of every class that occurs, in data order, and the sorted labels of those classes."""
     array = np.asarray(labels)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or len(array) == 0:
-        raise ValueError("labels must be a list of one integer an image")
+        raise ValueError("labels must hold one integer per image, and at least one")
     classes, inverse = np.unique(array, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     return np.split(order, np.cumsum(np.bincount(inverse))[:-1]), classes.astype(np.int64)

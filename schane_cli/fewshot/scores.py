@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from schane_cli.fewshot.classifiers import best_way, classify_logits, minus_distances, normalize_features
+from schane_cli.fewshot.classifiers import best_way, centroid, classifier_named, minus_distances, normalize_features
 from schane_cli.fewshot.episodes import Episodes, Ints
 
 # Gathered features of one chunk of episodes: a few times the cache of a core on a CPU, ample on a GPU.
@@ -59,11 +59,12 @@ def evaluate_episodes(
     """Score one classifier on all episodes, a chunk at a time: extra memory is that of one chunk.
 
     Args:
-        features: (n, d) one feature an image, in the order of the labels the episodes were drawn from.
-        normalize: see `normalize_features`; done once, before the first episode. SimpleShot is CL2N and nothing else.
-        base_mean: (d,) mean feature of the base classes, for "cl2n" and SimpleShot.
-        augmented_support: (copies, n, d) features of randomly augmented copies; where given, a support image stands
-            as all its copies (RFS: 5) and its plain feature is not used.
+        features: (n, d) one feature per image, in the order of the labels that the episodes were drawn from.
+        normalize: see `normalize_features`; done once, before the first episode. Where a normalisation is part of the
+            classifier (CL2N of SimpleShot), it is used, and no other is taken.
+        base_mean: (d,) mean feature of the base classes, for "cl2n" and so for SimpleShot.
+        augmented_support: (copies, n, d) features of randomly augmented copies; where given, all copies of a support
+            image (RFS: 5) take its place, and its plain feature is not used.
         chunk: episodes at a time (on a CPU, in each thread); by default as many as suit the device. Results do not
             depend on it.
         device: where to compute; by default where the features are.
@@ -74,22 +75,26 @@ def evaluate_episodes(
         ValueError: an unknown classifier or normalisation, features that are not finite, or of too few images.
     """
     _check_features(features, episodes, augmented_support)
-    if classifier == "simpleshot":
-        if normalize not in ("none", "cl2n"):
-            raise ValueError(f"simpleshot is CL2N on raw features: normalize must be none or cl2n, not {normalize}")
-        classifier, normalize = "centroid", "cl2n"
+    method = classifier_named(classifier)
+    if method.normalize:
+        if normalize not in ("none", method.normalize):
+            raise ValueError(
+                f"{classifier} is {method.normalize.upper()} on raw features: normalize must be none or "
+                f"{method.normalize}, not {normalize}"
+            )
+        normalize = method.normalize
     device = torch.device(device) if device is not None else features.device
     prepare = partial(_prepared, device=device, normalize=normalize, base_mean=base_mean)
     images = Images(prepare(features), None if augmented_support is None else prepare(augmented_support))
-    tiled = classifier == "centroid" and device.type == "cpu" and not options and _for_numpy(images.plain)
-    logits = partial(_tiled_centroid, images) if tiled else partial(_gathered_logits, images, classifier, options)
+    tiled = method.logits is centroid and device.type == "cpu" and not options and _for_numpy(images.plain)
+    logits = partial(_tiled_centroid, images) if tiled else partial(_gathered_logits, images, method.logits, options)
     chunk = chunk or _default_chunk(images, episodes, tiled)
     predictions = np.empty(episodes.query.shape, dtype=np.int16)
 
     def score(start: int) -> int:
         part = slice(start, start + chunk)
-        found = logits(episodes.support[part], episodes.query[part])
-        predictions[part] = best_way(found).to(torch.int16).cpu().numpy()
+        best = best_way(logits(episodes.support[part], episodes.query[part]))
+        predictions[part] = best.to(torch.int16).cpu().numpy()
         return min(start + chunk, len(episodes))
 
     for done in _each(score, range(0, len(episodes), chunk), device):
@@ -103,13 +108,15 @@ def _prepared(features: Tensor, *, device: torch.device, normalize: str, base_me
     return normalize_features(features.to(device), normalize, base_mean)
 
 
-def _gathered_logits(images: Images, classifier: str, options: dict[str, Any], support: Ints, query: Ints) -> Tensor:
+def _gathered_logits(
+    images: Images, classifier: Callable[..., Tensor], options: dict[str, Any], support: Ints, query: Ints
+) -> Tensor:
     """Logits (E, q, n_way) for support (E, n_way, n_shot) and queries (E, q) given as rows of the features."""
     device = images.plain.device
     rows = torch.from_numpy(support).to(device)
     shots = [_gather(one, rows) for one in images.sources]
     gathered = shots[0] if len(shots) == 1 else torch.cat(shots, dim=2)  # (E, n_way, n_shot * copies, d)
-    return classify_logits(classifier, gathered, _gather(images.plain, torch.from_numpy(query).to(device)), **options)
+    return classifier(gathered, _gather(images.plain, torch.from_numpy(query).to(device)), **options)
 
 
 def _tiled_centroid(images: Images, support: Ints, query: Ints) -> Tensor:

@@ -47,11 +47,11 @@ def test_balanced_episodes_have_the_same_number_of_queries_in_every_class() -> N
     assert (np.sort(episodes.query_labels, axis=1) == np.repeat(np.arange(4), 5)).all()
 
 
-@pytest.mark.parametrize("first", [0, 1, 2, 3, 4, 97])
-def test_an_episode_depends_on_its_number_and_not_on_the_call_that_drew_it(first: int) -> None:
-    together = draw_episodes(LABELS, **PROTOCOL, n_episodes=120)
-    alone = draw_episodes(LABELS, **PROTOCOL, n_episodes=5, first=first)
-    assert same(part(together, slice(first, first + 5)), alone)
+@pytest.mark.parametrize("n_episodes", [1, 2, 3, 4, 5, 97])
+def test_an_episode_depends_on_its_number_and_not_on_how_many_are_drawn(n_episodes: int) -> None:
+    many = draw_episodes(LABELS, **PROTOCOL, n_episodes=120)
+    few = draw_episodes(LABELS, **PROTOCOL, n_episodes=n_episodes)
+    assert same(part(many, slice(0, n_episodes)), few)
 
 
 def test_the_episodes_of_a_seed_are_these_on_every_machine() -> None:
