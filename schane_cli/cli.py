@@ -523,7 +523,7 @@ def study(
     --data-root, --init and --device describe this machine; everything else is in the file.
     """
     machine = {key: str(value) for key, value in values.items()}
-    require_package("optuna", "schane study needs Optuna", "study")
+    require_package("schane study needs Optuna", "study", "optuna")
     from schane_cli.commands.study import study as run_study
     from schane_cli.reports.study import study_report
     from schane_cli.terminal import Terminal

@@ -33,9 +33,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def require_package(module: str, needs: str, extra: str) -> None:
-    """BadRequest, `<needs>: pip install 'schane[<extra>]'`, where a package that an extra brings cannot be imported."""
+def require_package(needs: str, extra: str, *modules: str) -> None:
+    """BadRequest, `<needs>: pip install 'schane[<extra>]'`, where a module that an extra brings cannot be imported."""
     try:
-        import_module(module)
+        for module in modules:
+            import_module(module)
     except ImportError:
         raise BadRequest(f"{needs}: pip install 'schane[{extra}]'") from None

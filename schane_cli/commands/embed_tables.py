@@ -10,11 +10,11 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
+from schane_cli.checks import require_direction, require_finite
 from schane_cli.errors import BadRequest, nearest, refusing
 from schane_cli.features.store import FeatureStore
 from schane_cli.images.imageset import Files, ImageSet, Names
 from schane_cli.metrics.bootstrap import Floats, Ints
-from schane_cli.metrics.checks import require_direction, require_finite
 
 
 def check_vectors(vectors: Floats, ids: Sequence[str], what: str) -> None:

@@ -42,7 +42,7 @@ def embed_unlabelled(
     if projection not in PROJECTIONS:
         raise BadRequest(f"unknown --projection {projection!r}; allowed: {', '.join(PROJECTIONS)}")
     if projection == "umap":
-        require_package("umap", "--projection umap needs umap-learn", "umap")
+        require_package("--projection umap needs umap-learn", "umap", "umap")
     images, notes = images_to_name(sources, overrides)
     predictor = load_predictor([checkpoint], overrides, terminal)
     terminal.say(f"images     {len(images):,} of {', '.join(sources)}; without labels, so no metric compares classes")

@@ -94,24 +94,24 @@ def select_images(loaded: Loaded, data: DataRecipe, split: str) -> tuple[ImageSe
     Of a dataset with further classes only the images of the checkpoint's classes count, and a note says so.
 
     Raises:
-        BadRequest: the dataset lacks a class of the checkpoint, or the split's name is unknown.
+        BadRequest: a class of the checkpoint is missing from the dataset, or the split's name is unknown.
     """
     if split not in {"train", "val", "test"}:
         raise BadRequest(f"unknown split {split!r}; allowed: train, val, test")
     splits = load_splits(data)
     splits.notes.extend(_moved_note(loaded, splits, data))
     images: ImageSet = getattr(splits, split)
-    lacking = [name for name in loaded.class_names if name not in images.class_names]
-    if lacking:
+    missing = [name for name in loaded.class_names if name not in images.class_names]
+    if missing:
         raise BadRequest(
-            f"the checkpoint's class {lacking[0]!r} is not in {data.dataset} ({len(lacking)} of "
+            f"the checkpoint's class {missing[0]!r} is not in {data.dataset} ({len(missing)} of "
             f"{len(loaded.class_names)} are missing); evaluate it on the dataset that it was trained on"
         )
-    if images.class_names == loaded.class_names:
+    known = images.of_classes(loaded.class_names)
+    if known is images:
         return images, splits.notes
-    classes = [images.class_names.index(name) for name in loaded.class_names]
-    note = f"only the images of the checkpoint's {len(classes)} classes, of {len(images.class_names)}"
-    return images.only_classes(classes, images.split), [*splits.notes, note]
+    note = f"only the images of the checkpoint's {len(known.class_names)} classes, of {len(images.class_names)}"
+    return known, [*splits.notes, note]
 
 
 def _moved_note(loaded: Loaded, splits: Splits, data: DataRecipe) -> list[str]:

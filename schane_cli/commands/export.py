@@ -5,7 +5,6 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import save_for_hf
 
 from schane_cli.commands.model_card import model_card
-from schane_cli.errors import BadRequest, SchaneError, nearest
+from schane_cli.errors import BadRequest, SchaneError, nearest, require_package
 from schane_cli.features.extract import normalise
 from schane_cli.images.preprocessing import eval_transform
 from schane_cli.models.backbone import architecture_arguments, one_line
@@ -28,6 +27,7 @@ from schane_cli.models.model import architecture
 from schane_cli.run import new_run_path
 from schane_cli.terminal import Terminal
 
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # largest allowed difference of logits, as a share of the largest (at least 1)
 _SHAPES = ((427, 640), (427, 300), (200, 640), (96, 96), (40, 27), (32, 32))  # height and width cut from photographs
 
@@ -44,8 +44,8 @@ def export(checkpoint: Path, *, format: str, out: Path | None, terminal: Termina
     """
     if format not in FORMATS:
         raise BadRequest(f"unknown --format {format!r}{nearest(format, FORMATS)}; allowed: {', '.join(FORMATS)}")
-    if format == "onnx" and not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
-        raise BadRequest("--format onnx needs packages that are not installed: pip install 'schane[onnx]'")
+    if format == "onnx":
+        require_package("--format onnx needs onnx, onnxscript and onnxruntime", "onnx", *ONNX_PACKAGES)
     loaded = load_checkpoint(checkpoint)
     out = out or new_run_path("export", architecture(loaded.model), format)
     if out.exists():

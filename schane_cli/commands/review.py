@@ -47,7 +47,7 @@ def review(
     Raises:
         BadRequest: cleanlab is missing, an unknown split, no such checkpoint, fewer than ten images or one class.
     """
-    require_package("cleanlab", "schane review needs cleanlab", "review")
+    require_package("schane review needs cleanlab", "review", "cleanlab")
     started = time.perf_counter()
     loaded = load_checkpoint(checkpoint)
     recipe = build_recipe(loaded.recipe.model_dump(mode="json"), overrides)

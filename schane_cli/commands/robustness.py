@@ -1,4 +1,4 @@
-"""How a checkpoint fares on damaged images, and whether it notices images that are none of its classes."""
+"""How a checkpoint does on corrupted images, and whether it notices images that are of none of its classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,13 +99,11 @@ def load_foreign(loaded: Loaded, recipe: Recipe, name: str, split: str) -> Forei
     whole = recipe.data.model_copy(update={"dataset": name, "train_per_class": None})
     images: ImageSet = getattr(load_splits(whole), split)
     known = [one for one in images.class_names if one in loaded.class_names]
-    if not known:
-        return Foreign(images, None)
-    others = [number for number, one in enumerate(images.class_names) if one not in loaded.class_names]
+    others = [one for one in images.class_names if one not in loaded.class_names]
     if not others:
-        raise BadRequest(f"--ood {name} has no class that the checkpoint does not know: nothing in it is foreign")
-    left_out = f"{len(known)} of its classes are the checkpoint's and left out ({', '.join(known[:3])})"
-    return Foreign(images.only_classes(others, images.split), left_out)
+        raise BadRequest(f"the checkpoint knows every class of --ood {name}: nothing in it is out-of-distribution")
+    note = f"{len(known)} of its classes are the checkpoint's and left out ({', '.join(known[:3])})" if known else None
+    return Foreign(images.of_classes(others), note)
 
 
 def ood_figures(

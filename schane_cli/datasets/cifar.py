@@ -100,19 +100,19 @@ def _from_parquet(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fewshot_parts(folder: Path, name: str) -> dict[str, ImageSet]:
-    """Classes of CIFAR-FS or FC100 by name, over train and test of CIFAR-100 merged: 600 images a class.
+    """Classes of CIFAR-FS or FC100 by name, over train and test of CIFAR-100 merged: 600 images per class.
 
     Raises:
-        BadRequest: CIFAR-100 in `folder` lacks a class of the list.
+        BadRequest: a class of the list is missing from CIFAR-100 in `folder`.
     """
     parts = cifar100(folder)
     whole = parts["train"].joined(parts["test"], "all")
     parts = {}
     for split, names in class_list(name).items():
-        lacking = sorted(set(names) - set(whole.class_names))
-        if lacking:
-            raise BadRequest(f"CIFAR-100 in {folder} lacks class {lacking[0]!r}, which {name} needs")
-        part = whole.only_classes([whole.class_names.index(item) for item in names], split)
+        missing = sorted(set(names) - set(whole.class_names))
+        if missing:
+            raise BadRequest(f"class {missing[0]!r}, which {name} needs, is missing from CIFAR-100 in {folder}")
+        part = whole.of_classes(names)
         parts[split] = ImageSet(name, split, part.images, part.labels, part.class_names, part.ids)
     return parts
 

@@ -1,7 +1,6 @@
 """Hugging Face datasets: names on the hub, folders of parquet or image files, what `save_to_disk` writes."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from schane_cli.datasets.labels import number_labels, require_trained, settle_missing
 from schane_cli.datasets.parts import Parts
 from schane_cli.datasets.split_names import choose_splits, splits_in
-from schane_cli.errors import BadRequest, SchaneError, nearest
+from schane_cli.errors import BadRequest, SchaneError, nearest, require_package
 from schane_cli.images.decode import read_file
 from schane_cli.images.imageset import ImageSet, Names, Stored
 from schane_cli.recipe import DataRecipe
@@ -41,8 +40,7 @@ def huggingface_parts(dataset: str, name: str, recipe: DataRecipe) -> Parts:
             or labels that are missing.
         SchaneError: the dataset cannot be fetched.
     """
-    if find_spec("datasets") is None:
-        raise BadRequest(f"{dataset} needs Hugging Face's package: pip install datasets (or pip install 'schane[hf]')")
+    require_package(f"{dataset} needs Hugging Face's package datasets", "hf", "datasets")
     tables = _load(dataset, name, recipe.root)
     chosen, notes = choose_splits(tables, dataset)
     if "train" not in chosen:

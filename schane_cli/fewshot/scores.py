@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from schane_cli.checks import require_finite
 from schane_cli.fewshot.classifiers import best_way, centroid, classifier_named, minus_distances, normalize_features
 from schane_cli.fewshot.episodes import Episodes, Ints
 
@@ -195,5 +196,4 @@ def _check_features(features: Tensor, episodes: Episodes, augmented_support: Ten
                 f"the episodes ask for image number {last}, but there are {name} of only {one.shape[-2]} images: "
                 "features of another data set?"
             )
-        if not one.sum().isfinite():  # one pass; isfinite().all() takes four
-            raise ValueError(f"{name} hold values that are not finite: the backbone's output is broken")
+        require_finite(one if one.ndim == 2 else one.transpose(0, 1), f"the {name[:-1]}")  # images first

@@ -188,6 +188,13 @@ class ImageSet:
         kept = self.subset(np.flatnonzero(new_label[self.labels] >= 0), split)
         return replace(kept, labels=new_label[kept.labels], class_names=tuple(self.class_names[c] for c in classes))
 
+    def of_classes(self, names: Sequence[str]) -> "ImageSet":
+        """The images of the classes `names`, relabelled in that order; ValueError for a name that is no class here."""
+        names = tuple(names)
+        if names == self.class_names:
+            return self
+        return self.only_classes([self.class_names.index(name) for name in names], self.split)
+
     def joined(self, other: "ImageSet", split: str) -> "ImageSet":
         """These images, then the other's, which must be of the same classes."""
         if self.class_names != other.class_names:

@@ -15,8 +15,8 @@ from scipy.sparse import csr_array
 from scipy.special import log_softmax, logsumexp
 from sklearn.metrics import confusion_matrix
 
+from schane_cli.checks import as_array, require_finite
 from schane_cli.metrics.bootstrap import Bootstrap, Floats, Ints
-from schane_cli.metrics.checks import as_array, require_finite
 from schane_cli.metrics.intervals import Estimate, Z, accuracy_interval, bootstrap_interval
 
 MAX_LOG_TEMPERATURE = float(np.log(100.0))

@@ -20,8 +20,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from schane_cli.checks import as_array, require_direction, require_finite
 from schane_cli.metrics.bootstrap import Bootstrap, Floats, Halves, Ints, Measured
-from schane_cli.metrics.checks import as_array, require_direction, require_finite
 from schane_cli.metrics.intervals import (
     Estimate,
     bootstrap_interval,

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.optimize import brentq
 
+from schane_cli.checks import require_finite
+
 UNBOUNDED = (-np.inf, np.inf)
 Z = float(stats.norm.ppf(0.975))
 INFORMATIVE_IMAGES = 8  # with so many images that decide an area, DeLong's variance and the model's count alike
@@ -130,8 +132,9 @@ def t_interval(values: ArrayLike, bounds: tuple[float, float] = UNBOUNDED) -> Es
     interval. Raises ValueError for no value, or one that is not finite.
     """
     sample = np.asarray(values, dtype=np.float64)
-    if not len(sample) or not np.isfinite(sample).all():
-        raise ValueError(f"a mean needs at least one value and only finite ones; got {sample.tolist()[:5]}")
+    if not len(sample):
+        raise ValueError("a mean needs at least one value")
+    require_finite(sample, "the value")
     mean = float(sample.mean())
     if len(sample) < 2:
         return Estimate(mean, None, 1)
@@ -174,8 +177,8 @@ def paired_comparison(a: ArrayLike, b: ArrayLike, resolution: float = 0.0) -> Pa
         raise ValueError(
             f"a paired comparison needs the same two or more episodes for both, not {first.shape} and {second.shape}"
         )
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise ValueError("a paired comparison needs finite values, and some are NaN or infinite")
+    require_finite(first, "the first method's value")
+    require_finite(second, "the second method's value")
     change = second - first
     mean, n = float(change.mean()), len(change)
     if n == 2:

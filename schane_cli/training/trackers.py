@@ -3,12 +3,11 @@
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-from schane_cli.errors import BadRequest
+from schane_cli.errors import BadRequest, require_package
 from schane_cli.recipe import Recipe
 from schane_cli.run import RunFolder, write_json
 
@@ -19,10 +18,7 @@ _NOT_FIGURES = {"event", "time", "step", "best", "val_n"}
 def check_trackers(names: Iterable[str]) -> None:
     """BadRequest, with what to install, where a tracker's package is missing."""
     for name in names:
-        if find_spec(name) is None:
-            raise BadRequest(
-                f"train.trackers {name} needs a package that is not installed: pip install 'schane[{name}]'"
-            )
+        require_package(f"train.trackers {name} needs the package {name}", name, name)
 
 
 def points(line: Mapping[str, Any]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Exported models compute what their checkpoint does: timm's hub files and ONNX, read back by the other side."""
 
 import json
+import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,6 @@ from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_model_data_config
 
 from schane_cli.cli import main
-from schane_cli.commands import export as export_module
 from schane_cli.commands.evaluate import evaluate
 from schane_cli.commands.export import export
 from schane_cli.datasets.load import load_splits
@@ -168,7 +168,7 @@ def test_a_failure_of_the_exporter_is_one_sentence(tmp_path: Path, monkeypatch: 
 
 
 def test_without_the_extra_onnx_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(BadRequest, match=r"pip install 'schane\[onnx\]'"):
         export(tmp_path / "any.pt", format="onnx", out=tmp_path / "out", terminal=QUIET)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -313,8 +314,8 @@ def test_hugging_face_datasets_load_through_timm(tmp_path: Path, monkeypatch: py
 
 
 def test_without_the_package_a_hugging_face_dataset_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("schane_cli.datasets.huggingface.find_spec", lambda name: None)
-    with pytest.raises(BadRequest, match="pip install datasets"):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(BadRequest, match=r"hfds/some/name needs .*datasets: pip install 'schane\[hf\]'"):
         load_splits(recipe("hfds/some/name", tmp_path))
 
 

