@@ -156,15 +156,26 @@ def _reliability(upper: Any, lower: Any, title: str, bins: Sequence[Mapping[str,
 
 
 def mistakes(wrong: Sequence[tuple[np.ndarray, str]], columns: int = 4) -> Figure:
-    """Images (H, W, 3) with a caption each, in rows of four."""
+    """Images (H, W, 3) with a caption each, in rows of four.
+
+    All are in one pair of axes, a cell of 1 by 1.35 each: axes of their own take matplotlib five times as long.
+    """
+    lines = max(-(-len(wrong) // columns), 1)
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        lines = max(-(-len(wrong) // columns), 1)
-        figure = Figure(figsize=(2.0 * columns, 2.3 * lines), layout="constrained")
-        for axes in figure.subplots(lines, columns, squeeze=False).flat:
-            axes.set_axis_off()
-        for axes, (image, caption) in zip(figure.axes, wrong, strict=False):
-            axes.imshow(image, interpolation="nearest" if max(image.shape) <= 64 else "antialiased")
-            axes.set_title(caption, fontsize=9, fontweight="normal")
+        figure = Figure(figsize=(2.0 * columns, 2.7 * lines))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        for number, (image, caption) in enumerate(wrong):
+            row, column = divmod(number, columns)
+            height, width = np.array(image.shape[:2]) / max(image.shape[:2]) * 0.45
+            left, low = column + 0.5, 1.35 * (lines - row) - 0.85
+            axes.imshow(
+                image,
+                extent=(left - width, left + width, low - height, low + height),
+                interpolation="nearest" if max(image.shape) <= 64 else "antialiased",
+            )
+            axes.text(left, low + 0.47, caption, ha="center", va="bottom", fontsize=7.5)
+        axes.set(xlim=(0, columns), ylim=(0, 1.35 * lines))
     return figure
 
 

@@ -87,6 +87,6 @@ def _pixels(encoded: bytes) -> np.ndarray:
 
 def _caption(row: Mapping[Any, Any]) -> str:
     return (
-        f"{plots.short(str(row['label']), 40)}\ntaken for {plots.short(str(row['prediction']), 40)}, "
-        f"{100 * row['confidence']:.0f} %"
+        f"{plots.short(str(row['label']))}\ntaken for {plots.short(str(row['prediction']))}\n"
+        f"{100 * row['confidence']:.0f} % confident"
     )

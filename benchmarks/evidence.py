@@ -1,0 +1,322 @@
+"""The evidence: settings chosen on val, the runs kept as lines, every table and the picture made again from the lines.
+
+    python benchmarks/evidence.py collect OUT    # OUT/STUDY/runs to results/evidence/runs/STUDY.jsonl
+    python benchmarks/evidence.py choose food    # studies/food.yaml from what studies/food-search.yaml left
+    python benchmarks/evidence.py tables         # results/evidence/tables.md and differences.png
+
+A line holds a run's recipe and summary, so that nothing else is needed to make the tables: `schane compare`'s own
+functions group and pair the runs, the registry of metrics prints them. The rules are those of the design in
+results/evidence/README.md, which was written before the runs.
+"""
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy import stats
+
+from schane_cli.commands.compare import Run, make_run
+from schane_cli.metrics.intervals import holm, paired_comparison, t_interval
+from schane_cli.metrics.registry import metric
+from schane_cli.reports import plots
+from schane_cli.run import RunFolder
+
+EVIDENCE = Path(__file__).parents[1] / "results" / "evidence"
+LOSSES = ("ce", "supcon", "easy", "schane")
+QUESTIONS = {"full objective minus cross-entropy": ("ce", "schane"), "hardness 1 minus hardness 0": ("easy", "schane")}
+SECONDARY = ("test_accuracy", "test_macro_f1", "test_nll", "test_brier", "test_ece", "test_ece_debiased")
+OF_THE_MACHINE = ("run", "device", "peak_memory_bytes", "energy_joules")  # no part of a summary that is kept
+
+
+def collect(out: Path) -> None:
+    """Keep every finished run below OUT/STUDY/runs as a line of results/evidence/runs/STUDY.jsonl."""
+    for folder in sorted(path for path in out.iterdir() if (path / "runs").is_dir()):
+        runs = [run for run in RunFolder.below(folder / "runs") if run.finished]
+        lines = [_line(run, folder / "runs") for run in runs]
+        target = EVIDENCE / "runs" / f"{folder.name}.jsonl"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        print(f"{target.name}: {len(lines)} runs")
+
+
+def _line(run: RunFolder, parent: Path) -> dict[str, Any]:
+    summary = {name: value for name, value in run.read_summary().items() if name not in OF_THE_MACHINE}
+    recipe = {name: value for name, value in run.read_settings().items() if name not in ("data.root", "model.weights")}
+    chosen = next((one for one in run.read_events("epoch") if one["epoch"] == summary.get("best_epoch")), {})
+    summary |= {name: chosen[name] for name in ("val_nll",) if name in chosen}
+    return {"arm": run.path.relative_to(parent).parts[0], "recipe": recipe, "summary": summary}
+
+
+def read_runs(study: str) -> list[Run]:
+    """The runs that are kept of a study; none where it has not been run."""
+    path = EVIDENCE / "runs" / f"{study}.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [make_run(one["arm"], one["recipe"], one["summary"], one["recipe"]["loss.name"]) for one in lines]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting of the search: the loss, its own value (lambda, or label smoothing), the rate; on val."""
+
+    loss: str
+    value: float
+    lr: float
+    accuracy: float
+    nll: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Higher is better: accuracy on val, then the lower NLL."""
+        return self.accuracy, -self.nll
+
+
+def read_trials(name: str) -> list[Trial]:
+    """Every trial of NAME-search and its widenings NAME-search-2 and so on."""
+    files = sorted((EVIDENCE / "runs").glob(f"{name}-search*.jsonl"))
+    runs = [run for file in files for run in read_runs(file.stem)]
+    return [
+        Trial(
+            run.recipe["loss.name"],
+            run.recipe["loss.label_smoothing" if run.recipe["loss.name"] == "ce" else "loss.contrastive_weight"],
+            run.recipe["train.lr"],
+            run.values["val_accuracy"],
+            run.values.get("val_nll", 0.0),
+        )
+        for run in runs
+    ]
+
+
+def best_trials(trials: Iterable[Trial]) -> dict[str, Trial]:
+    """The best trial of each loss."""
+    every = list(trials)
+    return {loss: max((t for t in every if t.loss == loss), key=lambda t: t.rank) for loss in LOSSES}
+
+
+def choose(name: str) -> None:
+    """Write studies/NAME.yaml with each loss's best setting, or where that lies at the grid's edge the wider grid."""
+    trials = read_trials(name)
+    rates, best = sorted({trial.lr for trial in trials}), best_trials(trials)
+    for trial in best.values():
+        print(trial)
+    chosen = {trial.lr for trial in best.values()}
+    wider = [rate for edge, rate in ((rates[0], rates[0] / 2), (rates[-1], rates[-1] * 2)) if edge in chosen]
+    search = EVIDENCE / "studies" / f"{name}-search.yaml"
+    study = yaml.safe_load(search.read_text())
+    title = search.read_text().splitlines()[0].split(":")[0]
+    if wider:
+        times = len(list((EVIDENCE / "runs").glob(f"{name}-search*.jsonl")))
+        study["grid"] = {"train.lr": wider}
+        _write_study(f"{name}-search-{times + 1}", f"{title}: the grid of rates, wider", study)
+        return
+    del study["grid"]
+    arms = {loss: _arm(trial) for loss, trial in best.items()}
+    final = {"arms": {loss: arms[loss] for loss in LOSSES if loss != "supcon"}, "seeds": list(range(10))}
+    secondary = {"arms": {"supcon": arms["supcon"]}, "seeds": list(range(5))}
+    title += ": each loss at what is best for it on val"
+    for suffix, own in (("", final), ("-supcon", secondary)):
+        _write_study(f"{name}{suffix}", title, study | own | {"metric": "test_accuracy"})
+
+
+def _arm(trial: Trial) -> dict[str, Any]:
+    own = "loss.label_smoothing" if trial.loss == "ce" else "loss.contrastive_weight"
+    return {"loss.name": trial.loss, own: trial.value, "train.lr": trial.lr}
+
+
+def _write_study(name: str, title: str, study: dict[str, Any]) -> None:
+    target = EVIDENCE / "studies" / f"{name}.yaml"
+    body = yaml.safe_dump(study, sort_keys=False, default_flow_style=None)
+    target.write_text(f"{title}\n# Written by: python benchmarks/evidence.py choose\n{body}")
+    print(target)
+
+
+def by_seed(runs: Iterable[Run], loss: str, name: str) -> dict[int, float]:
+    """A metric of each seed's run of a loss."""
+    return {run.seed: run.values[name] for run in runs if run.label == loss and name in run.values}
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A metric's difference over paired seeds: its mean with the 95 % interval, p, and each seed's own."""
+
+    mean: float
+    ci95: tuple[float, float]
+    p_value: float
+    differences: np.ndarray
+
+    @property
+    def detectable(self) -> float:
+        """The difference that so many pairs with this spread find four times out of five (two-sided, 5 %)."""
+        n = len(self.differences)
+        quantiles = stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)
+        return float(quantiles * np.std(self.differences, ddof=1) / math.sqrt(n))
+
+
+def paired(runs: Sequence[Run], losses: tuple[str, str], name: str) -> Paired | None:
+    """The second loss minus the first over the seeds that both have; None where these are too few or all alike."""
+    before, after = (by_seed(runs, loss, name) for loss in losses)
+    seeds = sorted(before.keys() & after.keys())
+    if len(seeds) < 3:
+        return None
+    first, second = ([values[seed] for seed in seeds] for values in (before, after))
+    pair = paired_comparison(first, second)
+    if pair.ci95 is None or pair.p_value is None:
+        return None
+    return Paired(pair.difference, pair.ci95, pair.p_value, np.subtract(second, first))
+
+
+def data_sets() -> list[str]:
+    """The data sets with final runs, as their study files' names say."""
+    names = [path.stem for path in sorted((EVIDENCE / "runs").glob("*.jsonl"))]
+    return [name for name in names if not re.search("-search|-supcon", name)]
+
+
+def all_runs(name: str) -> list[Run]:
+    """The final runs of a data set: those of the primary comparisons and SupCon's."""
+    return [*read_runs(name), *read_runs(f"{name}-supcon")]
+
+
+def accuracy_table(names: Sequence[str]) -> list[str]:
+    """Mean test accuracy of each loss on each data set with its interval over seeds."""
+    rows = ["| data | test images | " + " | ".join(LOSSES) + " |", "| --- | ---: |" + " ---: |" * len(LOSSES)]
+    accuracy = metric("test_accuracy")
+    for name in names:
+        runs, cells = all_runs(name), []
+        for loss in LOSSES:
+            values = list(by_seed(runs, loss, "test_accuracy").values())
+            if not values:
+                cells.append("not run")
+                continue
+            mean = t_interval(values, accuracy.bounds)
+            half = f"± {100 * (mean.ci95[1] - mean.value):.2f} " if mean.ci95 else ""
+            cells.append(f"{accuracy.text(mean.value)} {half}({mean.n})")
+        n = runs[0].counts["test_accuracy"][0]
+        rows.append(f"| {name} | {n:,} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def question_table(question: str, names: Sequence[str]) -> list[str]:
+    """One primary comparison on every data set, Holm over the data sets, and the sign test over them."""
+    accuracy, losses = metric("test_accuracy"), QUESTIONS[question]
+    pairs = {name: pair for name in names if (pair := paired(all_runs(name), losses, "test_accuracy"))}
+    adjusted = dict(zip(pairs, holm([pair.p_value for pair in pairs.values()]), strict=True))
+    rows = [
+        f"### {question[0].upper()}{question[1:]}",
+        "",
+        "| data | difference (95 %) | p (Holm) | seeds ahead | smallest effect it could see |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, pair in pairs.items():
+        change = f"{accuracy.change_text(pair.mean)} ({accuracy.change_interval(pair.ci95)})"
+        ahead = f"{int((pair.differences > 0).sum())} of {len(pair.differences)}"
+        seen = accuracy.change_text(pair.detectable).lstrip("+")
+        rows.append(f"| {name} | {change} | {adjusted[name]:.2g} | {ahead} | {seen} |")
+    positive = sum(pair.mean > 0 for pair in pairs.values())
+    sign = stats.binomtest(positive, len(pairs)).pvalue
+    better = sum(adjusted[name] < 0.05 and pair.mean > 0 for name, pair in pairs.items())
+    worse = sum(adjusted[name] < 0.05 and pair.mean < 0 for name, pair in pairs.items())
+    rows += [
+        "",
+        f"Ahead on {positive} of {len(pairs)} data sets (sign test, p = {sign:.2g}); significantly better on {better}, "
+        f"significantly worse on {worse}. By the rule set before the runs this is "
+        f"**{'a yes' if better * 2 >= len(pairs) and not worse else 'no yes'}**.",
+        "",
+    ]
+    return rows
+
+
+def secondary_table(losses: tuple[str, str], names: Sequence[str]) -> list[str]:
+    """What else differs: calibration, likelihood, macro-F1; each p-value of one comparison, not corrected."""
+    shown = [metric(name) for name in SECONDARY]
+    rows = ["| data | " + " | ".join(one.heading for one in shown) + " |", "| --- |" + " ---: |" * len(shown)]
+    for name in names:
+        runs, cells = all_runs(name), []
+        for one in shown:
+            pair = paired(runs, losses, one.name)
+            cells.append("" if pair is None else f"{one.change_text(pair.mean)}, p = {pair.p_value:.2g}")
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def search_table(name: str) -> list[str]:
+    """Accuracy on val of every trial, the chosen one of each loss in bold."""
+    trials, accuracy = read_trials(name), metric("val_accuracy")
+    rates, best = sorted({trial.lr for trial in trials}), best_trials(trials)
+    rows = [f"### {name}", "", "| loss | " + " | ".join(f"lr {lr:g}" for lr in rates) + " |"]
+    rows.append("| --- |" + " ---: |" * len(rates))
+    for loss, value in dict.fromkeys((trial.loss, trial.value) for trial in trials):
+        own = "label smoothing" if loss == "ce" else "lambda"
+        cells = []
+        for lr in rates:
+            at = [trial for trial in trials if (trial.loss, trial.value, trial.lr) == (loss, value, lr)]
+            text = accuracy.text(at[0].accuracy) if at else ""
+            cells.append(f"**{text}**" if at and at[0] == best[loss] else text)
+        rows.append(f"| {loss}, {own} {value:g} | " + " | ".join(cells) + " |")
+    return [*rows, ""]
+
+
+def tables() -> None:
+    """Write results/evidence/tables.md and differences.png."""
+    names = data_sets()
+    text = ["# Tables of the evidence", "", "Made by `python benchmarks/evidence.py tables`; not edited by hand.", ""]
+    text += ["## Test accuracy", "", "Mean ± half of the 95 % interval over seeds (number of seeds).", ""]
+    text += [*accuracy_table(names), "", "## The two questions", ""]
+    for question in QUESTIONS:
+        text += question_table(question, names)
+    for question, losses in QUESTIONS.items():
+        text += [f"## What else: {question}", "", "Each p stands for one comparison and is not corrected.", ""]
+        text += [*secondary_table(losses, names), ""]
+    text += ["## Chosen on val", "", "Seed 100; the best trial of each loss is bold.", ""]
+    for name in names:
+        text += search_table(name)
+    (EVIDENCE / "tables.md").write_text("\n".join(text))
+    plots.save(picture(names), EVIDENCE / "differences.png")
+    print(EVIDENCE / "tables.md")
+
+
+def picture(names: Sequence[str]) -> Any:
+    """Both primary differences on every data set with their intervals."""
+    figure = plots.Figure(figsize=(7.2, 0.9 + 0.62 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for offset, color, (question, losses) in zip((0.14, -0.14), ("#1f5fa8", "#c7651b"), QUESTIONS.items(), strict=True):
+        for row, name in enumerate(reversed(names)):
+            pair = paired(all_runs(name), losses, "test_accuracy")
+            if pair is None:
+                continue
+            low, high = (100 * end for end in pair.ci95)
+            label = question if row == 0 else None
+            axes.plot([low, high], [row + offset] * 2, color=color, lw=1.6)
+            axes.plot(100 * pair.mean, row + offset, "o", color=color, ms=5, label=label)
+    axes.axvline(0, color="0.6", lw=0.8, zorder=0)
+    axes.set_yticks(range(len(names)), list(reversed(names)))
+    axes.set_xlabel("difference in test accuracy, points (95 % interval over paired seeds)")
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("collect").add_argument("out", type=Path)
+    commands.add_parser("choose").add_argument("name")
+    commands.add_parser("tables")
+    arguments = parser.parse_args()
+    if arguments.command == "collect":
+        collect(arguments.out)
+    elif arguments.command == "choose":
+        choose(arguments.name)
+    else:
+        tables()
+
+
+if __name__ == "__main__":
+    main()
