@@ -436,6 +436,30 @@ def review(
     _finish(summary, json)
 
 
+@app.command(epilog="Examples: schane augment digits | schane augment --dataset pets --set augment.policy=ta_wide")
+@recipe_flags("data.dataset", "data.root", "seed", any_key=True)
+def augment(
+    values: RecipeValues,
+    recipe: Annotated[str | None, typer.Argument(help="recipe name or path", autocompletion=complete_recipe)] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="picture to write: png, pdf or svg")] = None,
+    json: Json = False,
+) -> None:
+    """Draw the random views that a recipe trains on, of eight training images."""
+    _first_process_only()
+    from schane_cli.terminal import Terminal
+
+    terminal = Terminal(json=json)
+    resolved = _resolve(recipe, values, None, None, terminal)
+    from schane_cli.commands.augment import augment as run_augment
+    from schane_cli.reports.augment import augment_picture
+    from schane_cli.run import new_run_path, refuse_existing
+
+    folder = new_run_path("augment", Path(resolved.data.dataset).name)
+    picture = refuse_existing(out or folder.with_name(f"{folder.name}.png"))
+    augment_picture(run_augment(resolved), picture, f"training views of {resolved.data.dataset}", terminal)
+    _finish({"command": "augment", "picture": picture}, json)
+
+
 @app.command(epilog="Examples: schane export RUN | schane export RUN --format onnx --out model")
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint file or run folder")],

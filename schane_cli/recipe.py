@@ -25,6 +25,7 @@ BUILT_IN_LOSSES = ("schane", "easy", "supcon", "simclr", "ce")
 MAX_SEED = 2**32 - 1
 MAX_SEEDS = 1000  # of one command
 MAX_CHARACTERS, MAX_DEPTH = 1_000_000, 50  # of a recipe or study file
+OPEN_KEYS = ("augment.second", "model.args", "loss.args")  # mappings whose keys --set reaches by a further dot
 MAX_VALUES = 100_000  # in a recipe or study file, aliases counted where they are used
 
 
@@ -76,6 +77,36 @@ class AugmentRecipe(_Section):
     )
     color_jitter_p: float = Field(0.8, ge=0, le=1, description="probability of the colour jitter")
     grayscale: float = Field(0.2, ge=0, le=1, description="probability of dropping colour")
+    policy: str = Field(
+        "none", description="none, ta_wide (TrivialAugment), or timm's spelling: rand-m9-mstd0.5-inc1, augmix-m3, 3a"
+    )
+    blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur, sigma 0.1 to 2 pixels")
+    solarize: float = Field(0.0, ge=0, le=1, description="probability of inverting the values above half")
+    erase: float = Field(0.0, ge=0, le=1, description="probability of filling a random box with noise")
+    second: dict[str, Any] = Field({}, description="keys of this section that differ in every view but the first")
+
+    @property
+    def second_view(self) -> "AugmentRecipe | None":
+        """The section as it is for every view but the first; None where all views are drawn alike."""
+        if not self.second:
+            return None
+        return AugmentRecipe.model_validate({**self.model_dump(mode="json"), **self.second, "second": {}})
+
+    @model_validator(mode="after")
+    def _second_differs(self) -> "AugmentRecipe":
+        if not self.second:
+            return self
+        if self.views == 1:
+            raise ValueError("second: there is one view, so there is no second one; set augment.views=2")
+        refused = sorted(self.second.keys() & {"views", "second"})
+        if refused:
+            raise ValueError(f"second: it cannot hold {refused[0]!r}, which belongs to all views")
+        try:
+            _ = self.second_view
+        except ValidationError as error:
+            text = "; ".join(describe_error(item, unknown=_unknown_of_view) for item in error.errors())
+            raise ValueError(f"second: {text}") from None
+        return self
 
     @model_validator(mode="after")
     def _in_order(self) -> "AugmentRecipe":
@@ -84,6 +115,10 @@ class AugmentRecipe(_Section):
             if low > high:
                 raise ValueError(f"{name}: the lower end {low:g} is above the upper end {high:g}")
         return self
+
+
+def _unknown_of_view(key: str) -> str:
+    return f"unknown key {key!r}{nearest(key, AugmentRecipe.model_fields)}"
 
 
 class ModelRecipe(_Section):
@@ -258,11 +293,11 @@ class Recipe(_Section):
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}; `model.args` and `loss.args` stay one value each."""
+    """{"a": {"b": 1}} as {"a.b": 1}; a value of OPEN_KEYS stays one value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name not in {"model.args", "loss.args"}:
+        if isinstance(value, Mapping) and name not in OPEN_KEYS:
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value
@@ -506,7 +541,11 @@ def unknown_key(key: str) -> str:
 
 def check_keys(keys: Iterable[str]) -> None:
     """BadRequest for dotted keys that no recipe holds, before anything else is done."""
-    unknown = [key for key in keys if key not in recipe_fields() and not key.startswith(("model.args.", "loss.args."))]
+    unknown = [
+        key
+        for key in keys
+        if key not in recipe_fields() and not key.startswith(tuple(f"{known}." for known in OPEN_KEYS))
+    ]
     if unknown:
         raise BadRequest("; ".join(unknown_key(key) for key in unknown))
 

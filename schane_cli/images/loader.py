@@ -44,11 +44,23 @@ class TrainViews(Dataset):
     def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
         """A whole batch: views (B, V, 3, S, S), labels (B,), indices (B,)."""
         epochs, indices = np.array(items, dtype=np.int64).T
-        keys = view_keys(self.seed, epochs, indices, self.views).reshape(-1)
+        keys = view_keys(self.seed, epochs, indices, self.views)
         decoded = [self.images.read(int(index)) for index in indices]
-        views = self.transform.many([image for image in decoded for _ in range(self.views)], keys)
         labels = torch.from_numpy(self.images.labels[indices])
-        return views.view(len(items), self.views, *views.shape[1:]), labels, torch.from_numpy(indices)
+        return self._cut(decoded, keys), labels, torch.from_numpy(indices)
+
+    def _cut(self, decoded: list[torch.Tensor], keys: np.ndarray) -> torch.Tensor:
+        """The views (B, V, 3, S, S) of B images by their keys (B, V), the later ones by `transform.second` if any."""
+        if self.transform.second is None or self.views == 1:
+            return _views_of(decoded, keys, self.transform)
+        first = _views_of(decoded, keys[:, :1], self.transform)
+        return torch.cat([first, _views_of(decoded, keys[:, 1:], self.transform.second)], dim=1)
+
+
+def _views_of(decoded: list[torch.Tensor], keys: np.ndarray, transform: RandomViews) -> torch.Tensor:
+    repeated = [image for image in decoded for _ in range(keys.shape[1])]
+    views = transform.many(repeated, keys.reshape(-1))
+    return views.view(len(decoded), keys.shape[1], *views.shape[1:])
 
 
 class _SingleView(TrainViews):

@@ -1,4 +1,4 @@
-"""Random views: crop, flip, colour jitter, greyscale, with every number of a view a function of its key alone."""
+"""Random views: crop, flip, policy, colour, blur, erasing, with every number of a view a function of its key alone."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,11 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from schane_cli.images import augmentation
 from schane_cli.recipe import AugmentRecipe
 
 _ATTEMPTS = 10  # crops tried before the central one, as in torchvision's RandomResizedCrop
+_STRONG = 26  # numbers of blur (2), solarize (1) and erasing (1 + 22)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -71,11 +73,18 @@ class RandomViews:
     """uint8 images (3, H, W) of any size -> random uint8 views (3, size, size).
 
     `many(images, keys)` draws from the keys alone; calling the object on one image draws its key from torch's default
-    generator, so that it serves as a transform anywhere.
+    generator, so that it serves as a transform anywhere. `second` makes the views after an image's first where
+    `augment.second` sets them apart, and is None where all are drawn alike.
+
+    The steps, each with its own probability: rotation, crop, flip, policy, colour jitter, greyscale, blur, solarize,
+    erasing.
     """
 
     def __init__(self, augment: AugmentRecipe, size: int) -> None:
         self.augment, self.size = augment, size
+        self.policy = augmentation.make_policy(augment.policy, size) if augment.policy != "none" else None
+        second = augment.second_view
+        self.second = RandomViews(second, size) if second is not None else None
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         key = torch.randint(-(2**63), 2**63 - 1, (1,)).numpy().view(np.uint64)
@@ -84,8 +93,8 @@ class RandomViews:
     def many(self, images: Sequence[torch.Tensor], keys: np.ndarray) -> torch.Tensor:
         """One view of each image, by its key: uint8 (n, 3, size, size)."""
         augment = self.augment
-        draws = uniforms(keys, 2 * _ATTEMPTS + 14)
-        shape, rest = draws[:, : 2 * _ATTEMPTS + 2], draws[:, 2 * _ATTEMPTS + 2 :]
+        draws = uniforms(keys, 2 * _ATTEMPTS + 14 + _STRONG)
+        shape, rest, strong = np.split(draws, [2 * _ATTEMPTS + 2, 2 * _ATTEMPTS + 14], axis=1)
         sizes = np.array([image.shape[1:] for image in images])
         boxes = crop_boxes(shape, sizes, augment.crop_scale, augment.crop_ratio).tolist()
         flips = (rest[:, 0] < augment.flip).tolist()
@@ -93,8 +102,21 @@ class RandomViews:
         views = torch.empty(len(images), 3, self.size, self.size, dtype=torch.uint8)
         for view, image, box, flip, angle in zip(views, images, boxes, flips, angles, strict=True):
             view.copy_(self._cut(image, box, flip, angle))
+        own_keys = _mix(keys).tolist()  # not the keys themselves, whose streams the numbers above are of
+        if self.policy is not None:
+            augmentation.apply_policy(views, self.policy, own_keys)
         self._recolor(views, rest)
+        self._distort(views, strong, own_keys)
         return views
+
+    def _distort(self, views: torch.Tensor, draws: np.ndarray, keys: list[int]) -> None:
+        """Blur, solarize and erase as many views as their probabilities say; `draws` is (n, 26)."""
+        for row in np.flatnonzero(draws[:, 0] < self.augment.blur):
+            augmentation.blur(views[row], float(draws[row, 1]))
+        for row in np.flatnonzero(draws[:, 2] < self.augment.solarize):
+            augmentation.solarize(views[row])
+        for row in np.flatnonzero(draws[:, 3] < self.augment.erase):
+            augmentation.erase(views[row], draws[row, 4:], keys[row])
 
     def _cut(self, image: torch.Tensor, box: list[int], flip: bool, angle: float) -> torch.Tensor:
         if self.augment.rotation:

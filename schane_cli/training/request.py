@@ -5,6 +5,7 @@ from timm.optim import list_optimizers
 
 from schane_cli.distributed import world_size
 from schane_cli.errors import BadRequest, nearest
+from schane_cli.images.augmentation import check_policies
 from schane_cli.images.imageset import ImageSet
 from schane_cli.models.model import SchaneModel
 from schane_cli.recipe import Recipe, TrainRecipe
@@ -18,6 +19,7 @@ FEW_POSITIVES = 0.5  # share of anchors with a positive below which a run says s
 def check_request(recipe: Recipe, train: ImageSet) -> None:
     """BadRequest for what cannot be trained; a run of no epochs has no batches that could be wrong."""
     check_trackers(recipe.train.trackers)
+    check_policies(recipe.augment)
     names = [str(name) for name in list_optimizers()]
     settings = recipe.train
     if settings.optimizer not in names:
