@@ -17,7 +17,7 @@ IMAGES, EPOCHS = 8, 4
 
 @dataclass(frozen=True)
 class Views:
-    """`images[i]` uint8 (3, H, W), and its views in several epochs: uint8 (n, V, E, 3, S, S) for V views of E epochs."""
+    """`images[i]` uint8 (3, H, W), and V views of each in E epochs: uint8 (n, V, E, 3, S, S)."""
 
     images: list[torch.Tensor]
     class_names: list[str]

@@ -128,19 +128,19 @@ def streams_put_back() -> Iterator[None]:
 
     Not `torch.manual_seed`: it would seed the GPUs too.
     """
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        np.random.set_state(states[1])
         torch.default_generator.set_state(states[2])
 
 
 def seed_streams(key: int) -> None:
     """Seed the three global streams by a 64-bit key; to be called within `streams_put_back`."""
     random.seed(key)
-    np.random.seed([key >> 32, key & 0xFFFFFFFF])  # noqa: NPY002
+    np.random.seed([key >> 32, key & 0xFFFFFFFF])
     torch.default_generator.manual_seed(key)
 
 
