@@ -383,7 +383,7 @@ def _differences(first: Group, others: Sequence[Group], metric: str, seeds: Sequ
             unit,
             effect_size(change),
             p,
-            sentence(group.label, first.label, registered(metric), pair, unit, p),
+            sentence(group.label, first.label, registered(metric), pair, unit, p, len(pairs)),
         )
         for group, pair, change, p in zip(others, pairs, changes, adjusted, strict=True)
     ]
@@ -406,20 +406,27 @@ def _resolution(run: Run, metric: str) -> float:
 
 
 def sentence(
-    label: str, baseline: str, metric: Metric, pair: PairedComparison, unit: str, p_adjusted: float | None
+    label: str,
+    baseline: str,
+    metric: Metric,
+    pair: PairedComparison,
+    unit: str,
+    p_adjusted: float | None,
+    comparisons: int,
 ) -> str:
     """`schane is better than ce: +1.20 points of test top-1 accuracy (95 % interval ...)`, or that neither is.
 
-    A verdict needs Holm's adjusted p below 0.05: what one of many comparisons shows by chance is none.
+    `p_adjusted` is Holm's over so many `comparisons`, and a verdict needs it below 0.05: one of many comparisons looks
+    like a difference by chance.
     """
     change = f"{metric.change_text(pair.difference)} of {metric.label}"
     if p_adjusted is None:
-        return f"{label} and {baseline} are not told apart: {change}, paired over {pair.n} {unit}: {pair.reason}"
-    interval = f"95 % interval {metric.change_interval(pair.ci95)}"
-    how = f"paired over {pair.n} {unit}, p = {p_adjusted:.2g}"
+        return f"{label} and {baseline} cannot be distinguished: {change}, paired over {pair.n} {unit}: {pair.reason}"
+    how = f"95 % interval {metric.change_interval(pair.ci95)}, paired over {pair.n} {unit}, p = {p_adjusted:.2g}"
+    how += f" by Holm over {comparisons} comparisons" if comparisons > 1 else ""
     if p_adjusted >= 0.05:
-        return f"{label} and {baseline} are not told apart: {change} ({interval}, {how})"
-    return f"{label} is {metric.better(pair.difference)} than {baseline}: {change} ({interval}, {how})"
+        return f"{label} and {baseline} cannot be distinguished: {change} ({how})"
+    return f"{label} is {metric.better(pair.difference)} than {baseline}: {change} ({how})"
 
 
 def as_json(blocks: Sequence[Block], notes: Sequence[str]) -> dict[str, Any]:

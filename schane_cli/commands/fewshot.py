@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from schane_cli import plugins
+from schane_cli.commands.compare import sentence
 from schane_cli.commands.finetune import finished_before
 from schane_cli.datasets.catalog import class_list
 from schane_cli.datasets.load import load_fewshot_splits
@@ -25,7 +26,7 @@ from schane_cli.fewshot.episodes import Episodes, disjoint_episodes, draw_episod
 from schane_cli.fewshot.scores import evaluate_episodes
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.splits import FewshotSplits
-from schane_cli.metrics.intervals import PairedComparison, holm_where_tested, paired_comparison, t_interval
+from schane_cli.metrics.intervals import holm_where_tested, paired_comparison, t_interval
 from schane_cli.metrics.registry import METRICS
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.models.model import SchaneModel
@@ -350,7 +351,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Every further checkpoint against the first, paired on the same episodes, with a sentence for each.
 
-    The p-values are Holm's over all of them: of many comparisons one looks like a difference by chance.
+    The p-values are Holm's over all of them.
     """
     settings = recipe.fewshot
     keys = [(other, shots, name) for other in names[1:] for shots in settings.shots for name in settings.classifier]
@@ -361,7 +362,8 @@ def compare(
     adjusted = holm_where_tested([pair.p_value for pair in pairs])
     return [
         {
-            "sentence": _sentence(names[0], other, shots, name, pair, p, len(keys)),
+            "sentence": f"{shots}-shot, {name}: "
+            + sentence(other, names[0], METRICS["fewshot_accuracy"], pair, "episodes", p, len(keys)),
             "first": names[0],
             "other": other,
             "shots": shots,
@@ -374,21 +376,6 @@ def compare(
         }
         for (other, shots, name), pair, p in zip(keys, pairs, adjusted, strict=True)
     ]
-
-
-def _sentence(
-    first: str, other: str, shots: int, name: str, pair: PairedComparison, p: float | None, comparisons: int
-) -> str:
-    metric, start = METRICS["fewshot_accuracy"], f"{shots}-shot, {name}: {other} is"
-    change, over = metric.change_text(pair.difference), f"over the same {pair.n} episodes"
-    if p is None:
-        return f"{start} not told apart from {first}: {change} {over}: {pair.reason}"
-    verdict = f"{metric.better(pair.difference)} than" if p < 0.05 else "not told apart from"
-    holm = f" (Holm, {comparisons} comparisons)" if comparisons > 1 else ""
-    return (
-        f"{start} {verdict} {first}: {change} (95 % interval {metric.change_interval(pair.ci95)}) {over}, "
-        f"p = {p:.2g}{holm}"
-    )
 
 
 def curve(

@@ -19,6 +19,7 @@ from schane_cli.features.stream import StreamedBatch
 from schane_cli.fewshot.own_photos import Linear, judge
 from schane_cli.images.imageset import Files, ImageSet
 from schane_cli.metrics.intervals import Estimate, accuracy_interval
+from schane_cli.metrics.registry import METRICS
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.models.model import build_model, input_spec
 from schane_cli.recipe import Recipe, build_recipe
@@ -168,11 +169,10 @@ def expected_sentences(expected: Mapping[str, Any]) -> list[str]:
     lines = [f"support    {expected['support_n']} photos of {len(expected['support_counts'])} classes"]
     alone = expected["support_n"] - expected["support_counted"]
     if "support_accuracy" in expected:
-        low, high = expected["support_accuracy_ci95"]
-        accuracy = expected["support_accuracy"]
+        metric, accuracy = METRICS["support_accuracy"], expected["support_accuracy"]
         lines.append(
-            f"expect     {accuracy:.0%} right ({low:.0%} to {high:.0%}, leaving photos out, "
-            f"n = {expected['support_counted']}): about {round(10 * accuracy)} of 10; by {expected['classifier']}"
+            f"expect     {metric.label} {metric.text(accuracy, expected['support_accuracy_ci95'])}, "
+            f"n = {expected['support_counted']}: about {round(10 * accuracy)} of 10; by {expected['classifier']}"
         )
     else:
         lines.append(f"expect     unknown: one photo of each class leaves none to test on; by {expected['classifier']}")

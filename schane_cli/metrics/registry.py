@@ -60,9 +60,14 @@ class Metric:
 
     def text(self, value: float | None, ci95: Interval = None) -> str:
         """`98.61 %`, with its interval `(97.30 to 99.40)` where there is one."""
-        shown = self.number(value)
-        if self.unit and shown != NO_VALUE:
-            shown += f" {self.unit}"
+        unit = f" {self.unit}" if self.unit and self.number(value) != NO_VALUE else ""
+        return self._with_interval(f"{self.number(value)}{unit}", ci95)
+
+    def bare_text(self, value: float | None, ci95: Interval = None) -> str:
+        """`98.61 (97.30 to 99.40)`, for a column whose heading has the unit."""
+        return self._with_interval(self.number(value), ci95)
+
+    def _with_interval(self, shown: str, ci95: Interval) -> str:
         return f"{shown} ({self.interval_text(ci95)})" if has_interval(ci95) else shown
 
     def interval_text(self, ci95: Interval) -> str:
@@ -76,7 +81,7 @@ class Metric:
         low, high = (float(bound or 0.0) for bound in ci95)
         half = (high - low) / 2
         if abs(high + low - 2 * value) > 0.02 * half + 1e-12:
-            return f"{self.number(value)} ({self.interval_text(ci95)})"
+            return self.bare_text(value, ci95)
         return f"{self.number(value)} ± {self.number(half)}"
 
     def change(self, difference: float | None) -> str:
@@ -243,12 +248,42 @@ _FEWSHOT = (
     ),
     _share(
         "disjoint_accuracy",
-        "few-shot accuracy, disjoint episodes",
+        "accuracy, disjoint episodes",
         "higher",
         "Mean accuracy on the queries of an episode, over episodes that share no image.",
         "arXiv 2409.02850",
         choices="the interval accounts for the finite test set",
         interval="Student's t over disjoint episodes",
+    ),
+)
+_PREDICTIONS = (
+    _share(
+        "confidence",
+        "confidence",
+        "none",
+        "Probability of the predicted class; calibrated where there are val images.",
+        no_interval="it is a single image's",
+    ),
+    _share(
+        "kept",
+        "share above the confidence asked for",
+        "higher",
+        "Share of images whose confidence reaches --min-confidence.",
+        interval=WILSON,
+    ),
+    _share(
+        "kept_accuracy",
+        "accuracy above the confidence asked for",
+        "higher",
+        "Top-1 accuracy on the images whose confidence reaches --min-confidence.",
+        interval=WILSON,
+    ),
+    _share(
+        "support_accuracy",
+        "accuracy on photos left out",
+        "higher",
+        "Share of support photos that a classifier chosen and fitted without them names right.",
+        interval=WILSON,
     ),
 )
 _COSTS = (
@@ -480,7 +515,11 @@ _EMBEDDING = (
     ),
 )
 
-METRICS: dict[str, Metric] = {one.name: one for one in (*_CLASSIFICATION, *_FEWSHOT, *_COSTS, *_EMBEDDING)}
+METRICS: dict[str, Metric] = {
+    one.name: one for one in (*_CLASSIFICATION, *_FEWSHOT, *_PREDICTIONS, *_COSTS, *_EMBEDDING)
+}
+# How a share that is no metric of its own is printed: what it is a share of stands beside it.
+PLAIN_SHARE = _share("share", "share", "none", "Share of what stands beside it.")
 
 SPLITS = ("train", "val", "test")
 _FEWSHOT_NAME = re.compile(r"(?:(?P<checkpoint>.+)_)?(?P<shots>\d+)shot_(?P<classifier>.+)_accuracy")

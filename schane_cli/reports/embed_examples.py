@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from schane_cli.commands.embed import Embedded, View
+from schane_cli.metrics.registry import PLAIN_SHARE
 from schane_cli.metrics.separation import ClassPair, confused_pairs
 from schane_cli.reports.thumbnails import Sheet
 
@@ -108,7 +109,7 @@ def _mixed(embedded: Embedded, view: View, pair: ClassPair, thumbnails: Sheet) -
     closest = hard_pairs(view, np.flatnonzero(between), N_PER_CLASS_PAIR)
     names = " and ".join(images.class_names[label] for label in (pair.first, pair.second))
     groups = [_pair(embedded, both, thumbnails) for both in closest]
-    return Tile(groups, f"{names}: {100 * pair.share:.1f} % of their nearest neighbours")
+    return Tile(groups, f"{names}: {PLAIN_SHARE.text(pair.share)} of their nearest neighbours")
 
 
 def nearest_neighbours(embedded: Embedded, view: View, thumbnails: Sheet) -> list[Tile]:

@@ -9,6 +9,7 @@ import numpy as np
 from schane_cli.commands.embed import Embedded, View
 from schane_cli.metrics.bootstrap import Floats, Ints
 from schane_cli.metrics.neighbours import HISTOGRAM_BINS
+from schane_cli.metrics.registry import METRICS, PLAIN_SHARE
 from schane_cli.metrics.separation import class_similarity, similarity_order
 from schane_cli.reports import plots
 from schane_cli.reports.thumbnails import Sheet
@@ -66,6 +67,7 @@ def page_data(embedded: Embedded, found: Charts, thumbnails: Sheet) -> dict[str,
         "classes": [{"name": name, "color": plots.class_color(i, len(names))} for i, name in enumerate(names)],
         "labels": packed(images.labels, "<u2"),
         "columns": thumbnails.columns,
+        "share_unit": PLAIN_SHARE.unit,
         "k": _neighbour_count(embedded.views[0]),
         "order": found.order.tolist(),
         "cosine_range": [float(found.centres[first_bin]) - 0.02, 1.0],
@@ -85,16 +87,16 @@ def _view_data(view: View, found: Charts, number: int) -> dict[str, Any]:
     return {
         "name": view.name,
         "prediction": packed(view.prediction, "<u2"),
-        "confidence": packed(np.floor(100 * view.confidence), "u1"),
+        "confidence": packed(np.floor(METRICS["confidence"].scale * view.confidence), "u1"),
         "tsne": packed(view.tsne, "<f4"),
         "pca": packed(view.pca.points, "<f4"),
-        "pca_share": view.pca.variance_share,
+        "pca_share": [PLAIN_SHARE.number(share) for share in view.pca.variance_share],
         "neighbours": packed(pairs.neighbours[:, :k], "<u4" if len(view.vectors) > 65_536 else "<u2"),
         "cosines": packed(np.round(100 * pairs.neighbour_cosines[:, :k]), "i1"),
         "histogram": {
             "centres": found.centres.round(4).tolist(),
-            "positive": positive.round(6).tolist(),
-            "negative": negative.round(6).tolist(),
+            "positive": (PLAIN_SHARE.scale * positive).round(4).tolist(),
+            "negative": (PLAIN_SHARE.scale * negative).round(4).tolist(),
         },
         "similarity": packed(found.similarities[number], "<f4"),
         "spectrum": [float(f"{value:.4g}") for value in spectrum[spectrum > plots.NEGLIGIBLE]],

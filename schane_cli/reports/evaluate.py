@@ -75,7 +75,7 @@ def _one(run: Path, summary: Mapping[str, Any], terminal: Terminal) -> None:
     terminal.table(figures_table(f"{summary['dataset']} {split}", result_rows(summary), COLUMNS))
     terminal.table(figures_table("hardest classes", class_rows(read_per_class(run).head(SHOWN_CLASSES)), CLASS_COLUMNS))
     if "corruptions" in summary:
-        terminal.table(figures_table("accuracy under corruptions, %", *corruption_rows(summary)))
+        terminal.table(figures_table(METRICS["corruption_accuracy"].heading, *corruption_rows(summary)))
     if "ood" in summary:
         terminal.table(figures_table(ood_title(summary), ood_rows(summary), _OOD_COLUMNS))
     terminal.say(f"report: {page}")
@@ -88,9 +88,9 @@ def _checkpoint_name(summary: Mapping[str, Any]) -> str:
 def _reliability_panels(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
     split = summary["split"]
     ece = METRICS["ece"]
-    panels = [(f"ECE {ece.text(summary[f'{split}_ece'])}", summary["reliability"])]
+    panels = [(f"{ece.label} {ece.text(summary[f'{split}_ece'])}", summary["reliability"])]
     if "temperature" in summary:
-        heading = f"temperature {summary['temperature']:.2f}: ECE {ece.text(summary[f'{split}_ece_scaled'])}"
+        heading = f"temperature {summary['temperature']:.2f}: {ece.text(summary[f'{split}_ece_scaled'])}"
         panels.append((heading, summary["reliability_scaled"]))
     return panels
 
@@ -141,7 +141,7 @@ def result_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def throughput(summary: Mapping[str, Any]) -> str:
     """How fast the images went through loader and model."""
-    return f"{summary['images_per_second']:.0f} images/s through loader and model on {summary['device']}."
+    return f"{summary_text(summary, 'images_per_second')} through loader and model on {summary['device']}."
 
 
 def temperature_note(summary: Mapping[str, Any]) -> str:
@@ -182,8 +182,8 @@ def ood_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             row["dataset"],
             row["score"],
-            METRICS["auroc"].text(row["auroc"], row["auroc_ci95"]).replace(" %", ""),
-            METRICS["fpr95"].text(row["fpr95"], row["fpr95_ci95"]).replace(" %", ""),
+            METRICS["auroc"].bare_text(row["auroc"], row["auroc_ci95"]),
+            METRICS["fpr95"].bare_text(row["fpr95"], row["fpr95_ci95"]),
             f"{row['n_in']} / {row['n_out']}",
         )
         for row in summary["ood"]

@@ -9,7 +9,8 @@ from schane_cli.reports.pages import drawn, write_page
 from schane_cli.run import RunFolder, read_csv
 from schane_cli.terminal import Terminal, figures_table
 
-COLUMNS = ("shots", "classifier", "accuracy, %", "disjoint episodes, %", "n")
+EPISODES, DISJOINT = METRICS["fewshot_accuracy"], METRICS["disjoint_accuracy"]
+COLUMNS = ("shots", "classifier", EPISODES.heading, DISJOINT.heading, "n")
 
 
 def fewshot_report(run: Path, terminal: Terminal) -> None:
@@ -63,9 +64,8 @@ def class_table(run: Path) -> tuple[list[str], list[list[str]]]:
     queries = frame.groupby("class")["n"].max()
     titles = [", ".join(f"{part}-shot" if key == "shots" else str(part) for key, part in zip(keys, column, strict=True))
               for column in wide.columns.to_frame().itertuples(index=False)]  # fmt: skip
-    show = METRICS["fewshot_accuracy"].number
-    rows = [[name, *(show(value) for value in wide.loc[name]), str(queries[name])] for name in wide.index]
-    return ["class, %", *titles, "queries"], rows
+    rows = [[name, *(EPISODES.number(value) for value in wide.loc[name]), str(queries[name])] for name in wide.index]
+    return [f"class, {EPISODES.unit}", *titles, "queries"], rows
 
 
 def _row(result: dict[str, Any], several: bool) -> tuple[str, ...]:
@@ -73,11 +73,14 @@ def _row(result: dict[str, Any], several: bool) -> tuple[str, ...]:
     if several:
         name = f"{result['checkpoint']} {name}"
     n = f"{result['accuracy_episodes']}, {result['disjoint_episodes']} disjoint"
-    return (str(result["shots"]), name, _plus_minus(result, "accuracy"), _plus_minus(result, "disjoint"), n)
+    return (str(result["shots"]), name, *_accuracies(result), n)
 
 
-def _plus_minus(result: dict[str, Any], name: str) -> str:
-    return METRICS["fewshot_accuracy"].plus_minus(result[name], result[f"{name}_ci95"])
+def _accuracies(result: dict[str, Any]) -> tuple[str, str]:
+    return (
+        EPISODES.plus_minus(result["accuracy"], result["accuracy_ci95"]),
+        DISJOINT.plus_minus(result["disjoint"], result["disjoint_ci95"]),
+    )
 
 
 def _legend(summary: dict[str, Any]) -> str:

@@ -17,9 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 
+from schane_cli.metrics.registry import METRICS, PLAIN_SHARE, metric
 from schane_cli.terminal import visible
 
-# Letters that DejaVu lacks come from the first of these that is installed.
+# Letters that are missing from DejaVu come from the first of these that is installed.
 FALLBACK_FONTS = (
     "Noto Sans CJK JP",
     "Noto Sans",
@@ -49,7 +50,7 @@ DARK: dict[Any, Any] = {  # the colours of the page on a dark screen
 }
 NEGLIGIBLE = 1e-5  # of the largest singular value: about where the rounding of 32-bit embeddings begins
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#9ca3af"
-# Ten classes told apart on white and on dark paper, neighbours far apart in hue and lightness.
+# Ten colours that can be distinguished on white and on dark paper, neighbours far apart in hue and lightness.
 CLASS_COLORS = (
     "#2f7de1", "#e8710a", "#2a9d58", "#d63f3f", "#8b5cf6", "#a16a43", "#e04f9f", "#7d8590", "#a8a117", "#16a5b8",
 )  # fmt: skip
@@ -94,17 +95,24 @@ def training_curves(steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping
         if any(step["contrastive"] for step in steps):
             left.plot(at, [step["contrastive"] for step in steps], color=BLUE, label="contrastive")
         left.plot(at, [step["cross_entropy"] for step in steps], color=ORANGE, label="cross-entropy")
-        left.set(title=f"training loss at {len(steps)} steps", xlabel="epoch", ylabel="mean over the batch, nats")
+        left.set(
+            title=f"training loss at {len(steps)} steps",
+            xlabel="epoch",
+            ylabel=f"mean over the batch, {METRICS['nll'].unit}",
+        )
         left.legend()
-        numbers = [epoch["epoch"] for epoch in epochs]
-        accuracies = [100 * epoch["val_accuracy"] for epoch in epochs]
-        right.plot(numbers, accuracies, color=BLUE, marker="o", markersize=3)
+        val, numbers = metric("val_accuracy"), [epoch["epoch"] for epoch in epochs]
+        accuracies = [epoch["val_accuracy"] for epoch in epochs]
+        right.plot(numbers, [val.scale * accuracy for accuracy in accuracies], color=BLUE, marker="o", markersize=3)
         chosen = max((epoch["epoch"] for epoch in epochs if epoch["best"]), default=None)
         if chosen is not None:
             best = accuracies[numbers.index(chosen)]
-            right.plot([chosen], [best], "o", color=ORANGE, label=f"chosen: epoch {chosen}, {best:.1f} %")
+            right.plot(
+                [chosen], [val.scale * best], "o", color=ORANGE, label=f"chosen: epoch {chosen}, {val.text(best)}"
+            )
             right.legend(loc="lower right")
-        right.set(title=f"val accuracy, n = {epochs[0]['val_n']}" if epochs else "val", xlabel="epoch", ylabel="%")
+        title = f"{val.label}, n = {epochs[0]['val_n']}" if epochs else val.label
+        right.set(title=title, xlabel="epoch", ylabel=val.heading)
     return figure
 
 
@@ -118,8 +126,8 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         paper, ink = mpl.rcParams["axes.facecolor"], mpl.rcParams["text.color"]
         colors = mpl.colors.LinearSegmentedColormap.from_list("share", [paper, BLUE])
-        image = axes.imshow(100 * shares, cmap=colors, vmin=0, vmax=100)
-        figure.colorbar(image, ax=axes, label="% of the label's images", shrink=0.8)
+        image = axes.imshow(PLAIN_SHARE.scale * shares, cmap=colors, vmin=0, vmax=PLAIN_SHARE.scale)
+        figure.colorbar(image, ax=axes, label=f"{PLAIN_SHARE.unit} of the label's images", shrink=0.8)
         axes.set(title=f"confusion, n = {counts.sum():,} images", xlabel="prediction", ylabel="label")
         if len(names) <= 20:
             axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
@@ -131,7 +139,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def reliability(panels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Figure:
-    """Accuracy against confidence with 95 % intervals, and how many images fall in each bin; (title, bins) a panel."""
+    """Accuracy against confidence with 95 % intervals, and the images per bin; a panel is (title, bins)."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
         grid = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=[3, 1])
@@ -141,18 +149,22 @@ def reliability(panels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Fi
 
 
 def _reliability(upper: Any, lower: Any, title: str, bins: Sequence[Mapping[str, Any]]) -> None:
+    accuracy, confidence = METRICS["accuracy"], METRICS["confidence"]
+    whole = accuracy.scale
     full = [b for b in bins if b["n"]]
-    centre = [b["confidence"] for b in full]
-    value = np.array([b["accuracy"] for b in full])
-    low, high = np.array([b["accuracy_ci95"] for b in full]).T if full else (value, value)
-    upper.plot([0, 1], [0, 1], "--", color=GREY, label="calibrated")
+    centre = [confidence.scale * b["confidence"] for b in full]
+    value = whole * np.array([b["accuracy"] for b in full])
+    low, high = whole * np.array([b["accuracy_ci95"] for b in full]).T if full else (value, value)
+    upper.plot([0, whole], [0, whole], "--", color=GREY, label="calibrated")
     # an interval may round to just inside its own value, and matplotlib refuses negative bars
     bars = np.maximum([value - low, high - value], 0)
     upper.errorbar(centre, value, yerr=bars, fmt="o", color=BLUE, markersize=4, capsize=2)
-    upper.set(title=f"{title}, n = {sum(b['n'] for b in bins):,}", ylabel="accuracy", ylim=(-0.02, 1.02))
+    upper.set(title=f"{title}, n = {sum(b['n'] for b in bins):,}", ylabel=accuracy.heading)
+    upper.set(ylim=(-0.02 * whole, 1.02 * whole))
     upper.legend(loc="upper left")
-    lower.bar([(b["low"] + b["high"]) / 2 for b in bins], [b["n"] for b in bins], 0.9 / len(bins), color=GREY)
-    lower.set(xlabel="confidence", ylabel="images", yscale="log" if full else "linear")
+    middles = [confidence.scale * (b["low"] + b["high"]) / 2 for b in bins]
+    lower.bar(middles, [b["n"] for b in bins], 0.9 * confidence.scale / len(bins), color=GREY)
+    lower.set(xlabel=confidence.heading, ylabel="images", yscale="log" if full else "linear")
 
 
 def mistakes(wrong: Sequence[tuple[np.ndarray, str]], columns: int = 4) -> Figure:
@@ -181,17 +193,18 @@ def mistakes(wrong: Sequence[tuple[np.ndarray, str]], columns: int = 4) -> Figur
 
 def corruption_map(accuracies: np.ndarray, names: Sequence[str], clean: float, n: int) -> Figure:
     """Accuracy (kinds, severities) on n images as a heat map with its values in percent; the clean accuracy above."""
+    metric = METRICS["accuracy"]
     with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(5, 0.6 + 0.3 * len(names)), layout="constrained")
         axes = figure.subplots()
-        image = axes.imshow(100 * accuracies, cmap="viridis", vmin=0, vmax=100, aspect="auto")
-        figure.colorbar(image, ax=axes, label="accuracy, %")
-        axes.set(title=f"accuracy by severity, n = {n:,}; clean {100 * clean:.1f} %", xlabel="severity")
+        image = axes.imshow(metric.scale * accuracies, cmap="viridis", vmin=0, vmax=metric.scale, aspect="auto")
+        figure.colorbar(image, ax=axes, label=metric.heading)
+        axes.set(title=f"by severity, n = {n:,}; clean images {metric.text(clean)}", xlabel="severity")
         axes.set_xticks(range(accuracies.shape[1]), [str(s + 1) for s in range(accuracies.shape[1])])
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         for (row, column), value in np.ndenumerate(accuracies):
             shade = "white" if value < 0.6 else "black"
-            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=shade, fontsize=8)
+            axes.text(column, row, f"{metric.scale * value:.0f}", ha="center", va="center", color=shade, fontsize=8)
     return figure
 
 
@@ -230,6 +243,7 @@ def class_color(label: int, n_classes: int) -> str:
 
 def accuracy_by_shots(rows: Sequence[Mapping[str, Any]], ways: int) -> Figure:
     """Few-shot accuracy with its 95 % interval against the number of shots, one line per checkpoint and classifier."""
+    metric = METRICS["fewshot_accuracy"]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6, 3.6), layout="constrained")
         axes = figure.subplots()
@@ -238,17 +252,17 @@ def accuracy_by_shots(rows: Sequence[Mapping[str, Any]], ways: int) -> Figure:
         for checkpoint, classifier in names:
             name = f"{short(checkpoint)}, {classifier}" if several else classifier
             own = [row for row in rows if (row["checkpoint"], row["classifier"]) == (checkpoint, classifier)]
-            value = 100 * np.array([row["accuracy"] for row in own])
-            low, high = 100 * np.array([row["accuracy_ci95"] for row in own], dtype=float).T
+            value = metric.scale * np.array([row["accuracy"] for row in own])
+            low, high = metric.scale * np.array([row["accuracy_ci95"] for row in own], dtype=float).T
             bars = np.maximum([value - low, high - value], 0)
             axes.errorbar(
                 [row["shots"] for row in own], value, yerr=bars, marker="o", markersize=4, capsize=2, label=name
             )
-        axes.axhline(100 / ways, linestyle="--", color=GREY, label="chance")
+        axes.axhline(metric.scale / ways, linestyle="--", color=GREY, label="chance")
         axes.set(
-            title=f"{ways}-way accuracy, n = {rows[0]['accuracy_episodes']:,} episodes",
+            title=f"{ways}-way {metric.label}, n = {rows[0]['accuracy_episodes']:,} episodes",
             xlabel="shots (labelled images per class)",
-            ylabel="accuracy, %",
+            ylabel=metric.heading,
             xscale="log",
         )
         shots = sorted({row["shots"] for row in rows})
@@ -266,10 +280,11 @@ def cosine_histograms(panels: Sequence[tuple[str, np.ndarray, np.ndarray]], cent
         for axes, (title, positive, negative) in zip(
             figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True
         ):
-            axes.bar(centres, 100 * negative, width, color=ORANGE, alpha=0.65, label="different class")
-            axes.bar(centres, 100 * positive, width, color=BLUE, alpha=0.65, label="same class")
+            axes.bar(centres, PLAIN_SHARE.scale * negative, width, color=ORANGE, alpha=0.65, label="different class")
+            axes.bar(centres, PLAIN_SHARE.scale * positive, width, color=BLUE, alpha=0.65, label="same class")
             filled = centres[(positive > 0) | (negative > 0)]
-            axes.set(title=short(title, 40), xlabel="cosine", ylabel="% of pairs", xlim=(filled.min() - width, 1))
+            axes.set(title=short(title, 40), xlabel="cosine", xlim=(filled.min() - width, 1))
+            axes.set(ylabel=f"{PLAIN_SHARE.unit} of pairs")
             axes.legend()
     return figure
 

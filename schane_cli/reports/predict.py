@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from schane_cli.metrics.registry import metric
+from schane_cli.metrics.registry import METRICS, PLAIN_SHARE, metric, summary_text
 from schane_cli.reports.pages import Command, data_url, write_page
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
@@ -66,9 +66,10 @@ def groups(rows: pd.DataFrame) -> list[tuple[str, list[Tile]]]:
 
 
 def _caption(row: Mapping[Hashable, Any]) -> str:
-    """`93.1 %`, and for an unsure image what it looks most like."""
+    """`93.12 %`, and for an unsure image what it looks most like."""
     unsure = row.get("most_likely", row["prediction"]) != row["prediction"]
-    return f"{row['most_likely']}? {100 * row['confidence']:.1f} %" if unsure else f"{100 * row['confidence']:.1f} %"
+    confidence = METRICS["confidence"].text(row["confidence"])
+    return f"{row['most_likely']}? {confidence}" if unsure else confidence
 
 
 def next_steps(summary: dict[str, Any]) -> list[Command]:
@@ -81,7 +82,10 @@ def next_steps(summary: dict[str, Any]) -> list[Command]:
         Command(
             f"schane predict {runs} {sources} --copy-to sorted/", "copies of the images in a folder for each class"
         ),
-        Command(f"schane predict {runs} {sources} --min-confidence 0.9", "unsure below a confidence of 90 %"),
+        Command(
+            f"schane predict {runs} {sources} --min-confidence 0.9",
+            f"unsure below a confidence of {METRICS['confidence'].text(0.9)}",
+        ),
         Command(f"schane embed {runs} --images {sources}", "the same images as a map, with duplicates and outliers"),
     ]
 
@@ -89,7 +93,7 @@ def next_steps(summary: dict[str, Any]) -> list[Command]:
 def class_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(class, images, share of the readable ones), the most frequent first."""
     readable = summary["images"] - summary["unreadable"]
-    return [(name, f"{count:,}", f"{100 * count / readable:.1f} %") for name, count in summary["classes"].items()]
+    return [(name, f"{count:,}", PLAIN_SHARE.text(count / readable)) for name, count in summary["classes"].items()]
 
 
 def sentences(summary: dict[str, Any]) -> list[str]:
@@ -112,8 +116,8 @@ def _unsure(summary: dict[str, Any]) -> str:
     text = f"unsure: {summary['unsure']:,} images below confidence {least:g}"
     if "val_kept" not in summary:
         return text
-    text += f"; of val, {metric('accuracy').text(summary['val_kept'])} would be named"
+    text += f"; of val, {metric('val_kept').text(summary['val_kept'])} would be named"
     if "val_kept_accuracy" not in summary:
         return text
-    accuracy = metric("accuracy").text(summary["val_kept_accuracy"], summary["val_kept_accuracy_ci95"])
+    accuracy = summary_text(summary, "val_kept_accuracy")
     return f"{text}, with accuracy {accuracy} of n = {summary['val_kept_n']}"

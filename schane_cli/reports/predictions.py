@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from schane_cli.metrics.registry import METRICS
+from schane_cli.metrics.registry import METRICS, PLAIN_SHARE
 from schane_cli.reports import plots
 from schane_cli.reports.pages import Picture, drawn, thumbnail
 from schane_cli.run import RunFolder, read_csv
 
 CLASS_COLUMNS = ("class", f"{METRICS['accuracy'].label} (95 % interval)", "n")
-PAIR_COLUMNS = ("label", "taken for", "images", "% of the label")
+PAIR_COLUMNS = ("label", "taken for", "images", f"{PLAIN_SHARE.unit} of the label")
 MOST_PAIRS = 12
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -75,7 +75,7 @@ def pair_rows(counts: np.ndarray, names: list[str]) -> list[tuple[str, ...]]:
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
     places = zip(*np.unravel_index(order, wrong.shape), strict=True)
     return [
-        (names[i], names[j], str(wrong[i, j]), f"{100 * wrong[i, j] / counts[i].sum():.1f} %")
+        (names[i], names[j], str(wrong[i, j]), PLAIN_SHARE.number(wrong[i, j] / counts[i].sum()))
         for i, j in places
         if wrong[i, j]
     ]
@@ -87,6 +87,8 @@ def _pixels(encoded: bytes) -> np.ndarray:
 
 def _caption(row: Mapping[Any, Any]) -> str:
     return (
-        f"{plots.short(str(row['label']))}\ntaken for {plots.short(str(row['prediction']))}\n"
-        f"{100 * row['confidence']:.0f} % confident"
+        f"{plots.short(str(row['label']))}
+taken for {plots.short(str(row['prediction']))}
+"
+        f"{METRICS['confidence'].text(row['confidence'])} confident"
     )

@@ -310,7 +310,7 @@ class Trainer:
 
     def _details(self, figures: dict[str, float]) -> list[str]:
         """What the bar shows of the training: the best val accuracy once there is one, and the terms of the loss."""
-        details = [f"val {self.best['val_accuracy']:.1%}"] if self.best["epoch"] >= 0 else []
+        details = [f"val {100 * self.best['val_accuracy']:.2f} %"] if self.best["epoch"] >= 0 else []
         if self.recipe.loss.name != "ce":
             details.append(f"con {figures['contrastive']:.3f}")
         return [*details, f"ce {figures['cross_entropy']:.3f}"]

@@ -46,7 +46,7 @@ def test_less_is_better_of_a_loss_and_a_chance_difference_is_no_verdict() -> Non
     (difference,) = block(made("ce", CE) + made("schane", OURS), metric="test_nll").differences
     assert "schane is better than ce: -0.02600 nats of test NLL" in difference.sentence
     (difference,) = block(made("ce", CE) + made("schane", CE[::-1])).differences
-    assert "are not told apart" in difference.sentence
+    assert "cannot be distinguished" in difference.sentence
 
 
 def test_holm_agrees_with_a_slow_one() -> None:
@@ -119,7 +119,7 @@ def test_few_shot_runs_are_compared_by_an_accuracy_and_say_their_episodes() -> N
 def test_two_seeds_or_differences_that_agree_to_rounding_give_no_verdict() -> None:
     (difference,) = block(made("ce", CE[:2]) + made("schane", CE[:2] + 0.03)).differences
     assert difference.sentence == (
-        "schane and ce are not told apart: +3.00 points of test top-1 accuracy, paired over 2 seeds: "
+        "schane and ce cannot be distinguished: +3.00 points of test top-1 accuracy, paired over 2 seeds: "
         "two are too few for a verdict"
     )
     (difference,) = block(made("ce", CE) + made("schane", CE + np.array([2, 3, 2, 3, 2]) / 100)).differences
@@ -161,7 +161,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_folders_of_seeds_are_compared_end_to_end(trained: Path, tmp_path: Path, capsys) -> None:
     assert run_cli("compare", trained / "ce", trained / "schane", "--out", tmp_path / "c") == 0
     said = capsys.readouterr().out
-    assert max(map(len, said.split("are not told apart")[0].splitlines()[:6])) <= 80
+    assert max(map(len, said.split("cannot be distinguished")[0].splitlines()[:6])) <= 80
     assert run_cli("compare", f"{trained}/*", "--json", "--out", tmp_path / "glob") == 0
     (found,) = json.loads(capsys.readouterr().out)["blocks"]
     assert [group["n_seeds"] for group in found["groups"]] == [2, 2]

@@ -124,7 +124,7 @@ def test_a_checkpoint_against_itself_is_not_told_apart(base: Path, tmp_path: Pat
     assert len(summary["comparisons"]) == len(recipe.fewshot.shots) * len(recipe.fewshot.classifier)
     for pair in summary["comparisons"]:
         assert pair["difference"] == 0
-        assert "base#2 is not told apart from base#1: +0.00 points" in pair["sentence"]
+        assert "base#2 and base#1 cannot be distinguished: +0.00 points" in pair["sentence"]
 
 
 def test_a_better_checkpoint_is_called_better_with_its_interval() -> None:

@@ -170,9 +170,9 @@ def test_the_most_frequent_mistakes_come_first() -> None:
 
     counts = np.array([[5, 4, 1], [0, 9, 1], [0, 0, 10]])
     assert pair_rows(counts, ["a", "b", "c"]) == [
-        ("a", "b", "4", "40.0 %"),
-        ("a", "c", "1", "10.0 %"),
-        ("b", "c", "1", "10.0 %"),
+        ("a", "b", "4", "40.00"),
+        ("a", "c", "1", "10.00"),
+        ("b", "c", "1", "10.00"),
     ]
 
 

@@ -75,7 +75,7 @@ function drawScatter(number, shown, matches) {
     marker: { size: shown.map(i => small ? 5 : wrong(i) ? 10 : 7), line: { width: 0 },
       symbol: shown.map(i => wrong(i) ? 'x' : 'circle'),
       color: shown.map(i => data.classes[labels[i]].color + (matches[i] ? 'd9' : '14')) } }
-  const share = index => state.projection === 'pca' ? ` (${(100 * view.pca_share[index]).toFixed(1)} % of variance)` : ''
+  const share = index => state.projection === 'pca' ? ` (${view.pca_share[index]} ${data.share_unit} of variance)` : ''
   const names = { tsne: 't-SNE', pca: 'PCA' }
   const axis = index => ({ title: { text: `${names[state.projection]} ${index + 1}${share(index)}` }, zeroline: false,
     range: extent(points, index), showticklabels: state.projection === 'pca' })
@@ -125,7 +125,7 @@ function fillCard(i) {
   for (const view of views) {
     const right = view.prediction[i] === labels[i]
     facts.append(line(`${right ? '✓' : '✗'} ${several ? view.name + ': ' : 'prediction: '}${name(view.prediction[i])}, ` +
-      `${view.confidence[i]} %`, right ? '' : 'wrong'))
+      `${view.confidence[i]} ${data.share_unit}`, right ? '' : 'wrong'))
   }
   head.append(thumb(i, '', data.ids[i]), facts)
   card.replaceChildren(head)
@@ -164,10 +164,10 @@ function listen(number) {
 function drawHistogram(number) {
   const { positive, negative, centres } = views[number].histogram, { mark, wrong } = theme()
   const bars = (y, name, color) => ({ type: 'bar', x: centres, y, name, marker: { color, line: { width: 0 } },
-    opacity: 0.65, hovertemplate: '%{y:.2%} at cosine %{x:.2f}<extra>' + name + '</extra>' })
+    opacity: 0.65, hovertemplate: `%{y:.2f} ${data.share_unit} at cosine %{x:.2f}<extra>${name}</extra>` })
   Plotly.react(byId(`histogram-${number}`), [bars(negative, 'different class', wrong), bars(positive, 'same class', mark)],
     layout({ barmode: 'overlay', bargap: 0, xaxis: { title: { text: 'cosine' }, range: data.cosine_range },
-      yaxis: { title: { text: 'share of pairs' }, tickformat: '.0%' } }), plain)
+      yaxis: { title: { text: `${data.share_unit} of pairs` } } }), plain)
 }
 function drawHeatmap(number) {
   const names = data.order.map(label => data.classes[label].name), side = names.length
