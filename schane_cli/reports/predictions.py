@@ -87,8 +87,6 @@ def _pixels(encoded: bytes) -> np.ndarray:
 
 def _caption(row: Mapping[Any, Any]) -> str:
     return (
-        f"{plots.short(str(row['label']))}
-taken for {plots.short(str(row['prediction']))}
-"
+        f"{plots.short(str(row['label']))}\ntaken for {plots.short(str(row['prediction']))}\n"
         f"{METRICS['confidence'].text(row['confidence'])} confident"
     )
