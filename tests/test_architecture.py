@@ -137,3 +137,17 @@ def test_the_science_opens_no_files_and_prints_nothing() -> None:
 
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
     assert not {"utils", "helpers", "common", "misc"} & {path.stem for path in _files()}
+
+
+def test_only_the_registry_of_metrics_turns_shares_into_percent() -> None:
+    wrong = []
+    for path in [*(PACKAGE / "reports").glob("*.py"), *(PACKAGE / "commands").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            by_format = isinstance(node, ast.FormattedValue) and node.format_spec is not None
+            by_format = by_format and ast.unparse(node.format_spec).rstrip("'\"").endswith("%")
+            by_hand = (
+                isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and "100" in ast.unparse(node).split()
+            )
+            label = isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(", %")
+            wrong += [f"{path.name}:{node.lineno}"] if by_format or by_hand or label else []
+    assert wrong == []

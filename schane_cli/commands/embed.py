@@ -357,7 +357,7 @@ def _with_progress(
     """What `work(tell)` returns, and its seconds; `tell` takes the share done, which may start anew with each step."""
     started = time.perf_counter()
     with terminal.task(description, 100, "%") as task:
-        result = work(lambda share: task.advance(max(0, int(100 * share) - task.done)))
+        result = work(lambda share: task.advance(max(0, int(task.total * share) - task.done)))
     return result, time.perf_counter() - started
 
 

@@ -14,6 +14,7 @@ from schane_cli.metrics.separation import class_similarity, similarity_order
 from schane_cli.reports import plots
 from schane_cli.reports.thumbnails import Sheet
 
+COSINE_STEPS = 100  # in which embed.js reads a neighbour's cosine, one byte each
 SHOWN_NEIGHBOURS = 8
 SHOWN_BINS = 100
 
@@ -92,7 +93,7 @@ def _view_data(view: View, found: Charts, number: int) -> dict[str, Any]:
         "pca": packed(view.pca.points, "<f4"),
         "pca_share": [PLAIN_SHARE.number(share) for share in view.pca.variance_share],
         "neighbours": packed(pairs.neighbours[:, :k], "<u4" if len(view.vectors) > 65_536 else "<u2"),
-        "cosines": packed(np.round(100 * pairs.neighbour_cosines[:, :k]), "i1"),
+        "cosines": packed(np.round(COSINE_STEPS * pairs.neighbour_cosines[:, :k]), "i1"),
         "histogram": {
             "centres": found.centres.round(4).tolist(),
             "positive": (PLAIN_SHARE.scale * positive).round(4).tolist(),
