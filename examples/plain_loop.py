@@ -29,19 +29,23 @@ class Network(nn.Module):
 
 
 def random_view(images: torch.Tensor) -> torch.Tensor:
-    """Images (n, 8, 8), each shifted by up to one pixel and with a little noise."""
+    """Images (..., 8, 8), all shifted by up to one pixel and with a little noise."""
     rows, columns = torch.randint(-1, 2, (2,)).tolist()
-    return images.roll((rows, columns), dims=(1, 2)) + 0.1 * torch.randn_like(images)
+    return images.roll((rows, columns), dims=(-2, -1)) + 0.1 * torch.randn_like(images)
+
+
+def load_splits() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Train and test, each images (n, 8, 8) from 0 to 1 and labels (n,)."""
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images.reshape(-1, 8, 8) / 16, labels, test_size=0.2, stratify=labels, random_state=0)
+    train_images, test_images, train_labels, test_labels = (torch.as_tensor(part) for part in parts)
+    return (train_images.float(), train_labels), (test_images.float(), test_labels)
 
 
 def main(epochs: int = 30) -> float:
     """Train, print the test accuracy and return it."""
     torch.manual_seed(0)
-    images, labels = load_digits(return_X_y=True)
-    parts = train_test_split(images.reshape(-1, 8, 8) / 16, labels, test_size=0.2, stratify=labels, random_state=0)
-    train_images, test_images, train_labels, test_labels = (torch.as_tensor(part) for part in parts)
-    train_images, test_images = train_images.float(), test_images.float()
-
+    (train_images, train_labels), (test_images, test_labels) = load_splits()
     network, criterion = Network(), SchaneLoss()
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     for _ in range(epochs):

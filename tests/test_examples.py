@@ -29,6 +29,33 @@ def test_the_plain_loop_learns_the_digits() -> None:
     assert float(accuracy[1]) > 95
 
 
+@pytest.mark.parametrize(
+    ("example", "packages"),
+    [("lightning_module.py", ["pytorch_lightning"]), ("hf_trainer.py", ["transformers", "accelerate"])],
+)
+def test_the_loss_learns_the_digits_inside_a_trainer(example: str, packages: list[str]) -> None:
+    for package in packages:
+        pytest.importorskip(package, reason=f"{package} is not installed (pip install 'schane[examples]')")
+    accuracy = re.search(r"test accuracy (\d+\.\d+) % \(n = 360\)\n", run_example(str(EXAMPLES / example)))
+    assert accuracy is not None
+    assert float(accuracy[1]) > 90
+
+
+def test_the_notebook_goes_from_images_to_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed (pip install 'schane[examples]')")
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (pip install 'schane[examples]')")
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed (pip install 'schane[examples]')")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    notebook = nbformat.read(EXAMPLES / "images_to_report.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert re.search(r"test accuracy \d+\.\d+% \(95 % interval", printed)
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert (tmp_path / "named" / "predictions.csv").is_file()
+
+
 def test_two_processes_have_the_gradient_of_one() -> None:
     out = run_example("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(EXAMPLES / "ddp.py"))
     difference = re.search(r"2 processes, largest difference of the gradient: (\S+)", out)
