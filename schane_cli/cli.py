@@ -436,6 +436,30 @@ def review(
     _finish(summary, json)
 
 
+@app.command(epilog="Examples: schane average RUN_A RUN_B RUN_C | schane average RUN --soup uniform")
+@recipe_flags("data.root", "device")
+def average(
+    values: RecipeValues,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="run folders, folders of seeds or checkpoints; of one run, the epochs that it kept"),
+    ],
+    soup: Annotated[str, typer.Option("--soup", help="greedy, uniform, or the better of both on val (best)")] = "best",
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Average the weights of runs, or of a run's last epochs, into one run, chosen on val."""
+    _first_process_only()
+    from schane_cli.commands.average import average as run_average
+    from schane_cli.reports.average import average_report
+    from schane_cli.terminal import Terminal
+
+    terminal = Terminal(json=json)
+    summary = run_average(runs, soup=soup, overrides=values, out=out, terminal=terminal)
+    average_report(Path(summary["run"]), terminal)
+    _finish(summary, json)
+
+
 @app.command(epilog="Examples: schane augment digits | schane augment --dataset pets --set augment.policy=ta_wide")
 @recipe_flags("data.dataset", "data.root", "seed", any_key=True)
 def augment(

@@ -176,6 +176,9 @@ class TrainRecipe(_Section):
     epochs: int = Field(
         50, ge=0, le=100_000, description="passes over the training images; 0 (few-shot only): no training"
     )
+    head_epochs: int = Field(
+        0, ge=0, le=100_000, description="epochs before those, of the heads alone, with a schedule of their own (LP-FT)"
+    )
     seen_images: int | None = Field(
         None,
         ge=1,
@@ -193,6 +196,9 @@ class TrainRecipe(_Section):
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of the average of the weights that is evaluated"
     )
+    keep_epochs: int = Field(
+        0, ge=0, le=100_000, description="keep the weights of each of the last so many epochs, for schane average RUN"
+    )
     sampling: Literal["uniform", "balanced"] = Field(
         "uniform", description="balanced draws every class equally often in an epoch, which keeps its length"
     )
@@ -207,12 +213,26 @@ class TrainRecipe(_Section):
     )
     amp: Literal["auto", "bfloat16", "off"] = Field("auto", description="autocast; auto is bfloat16 on CUDA")
     compile: bool = Field(False, description="torch.compile the model")
+    checkpoint_activations: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, same weights, more time"
+    )
     sharding: Literal["ddp", "fsdp"] = Field(
         "ddp", description="several processes: each has a copy of the model, or (fsdp) a share of its tensors"
     )
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         (), description="also log the metrics to tensorboard, wandb, mlflow"
     )
+
+    @property
+    def all_epochs(self) -> int:
+        """Those of the heads alone and those of all weights."""
+        return self.head_epochs + self.epochs
+
+    @model_validator(mode="after")
+    def _heads_come_first(self) -> "TrainRecipe":
+        if self.head_epochs and not self.epochs:
+            raise ValueError("head_epochs come before epochs, of which there are 0")
+        return self
 
     @model_validator(mode="after")
     def _chunk_fits(self) -> "TrainRecipe":

@@ -119,6 +119,15 @@ class RunFolder:
         """Whether the run was stopped after its first checkpoint."""
         return self.state == "stopped"
 
+    def epoch_checkpoint(self, epoch: int) -> Path:
+        """Where the weights after an epoch are kept (train.keep_epochs)."""
+        return self.checkpoints / f"epoch-{epoch:05d}.pt"
+
+    @property
+    def kept_epochs(self) -> list[Path]:
+        """The checkpoints of single epochs that the run kept, by epoch."""
+        return sorted(self.checkpoints.glob("epoch-*.pt"))
+
     def embeddings_table(self, name: str | None = None) -> Path:
         """The table of embeddings of the only checkpoint, or of checkpoint `name` of several."""
         return self.path / (f"embeddings-{name}.parquet" if name else "embeddings.parquet")

@@ -240,6 +240,7 @@ def make_run(path: str, recipe: Mapping[str, Any], summary: Mapping[str, Any], l
     identity = {name: value for name, value in summary.items() if name.endswith("_sha256") and isinstance(value, str)}
     identity |= {f"episodes_{shots}": value for shots, value in summary.get("episodes_sha256", {}).items()}
     seed = int(summary.get("seed", recipe.get("seed", 0)))
+    recipe = {**recipe, "average": summary.get("average", "none")}  # of several checkpoints, by schane average
     return Run(path, recipe, values, identity, seed, label, counts=counts)
 
 

@@ -157,6 +157,21 @@ def freeze(model: SchaneModel, prefixes: tuple[str, ...]) -> None:
             parameter.requires_grad_(False)
 
 
+def checkpoint_activations(model: SchaneModel) -> None:
+    """Have the backbone keep only what stands between its blocks, and compute the rest again in the backward pass.
+
+    Raises:
+        BadRequest: timm has no such switch for this backbone.
+    """
+    try:
+        model.backbone.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError, NotImplementedError):
+        raise BadRequest(
+            f"train.checkpoint_activations: timm cannot checkpoint the activations of {architecture(model)}; leave it "
+            "out and take --chunk-size, which bounds the memory of every backbone"
+        ) from None
+
+
 def is_convnet(model: SchaneModel) -> bool:
     """Whether the backbone is made of convolutions, for which channels_last memory is the faster layout."""
     kinds = [type(module) for module in model.backbone.modules()]

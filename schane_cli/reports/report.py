@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from schane_cli.errors import BadRequest
+from schane_cli.reports.average import average_report
 from schane_cli.reports.compare import compare_report
 from schane_cli.reports.embed import embed_report_again
 from schane_cli.reports.embed_unlabelled import unlabelled_report
@@ -33,6 +34,7 @@ def report(run: Path, terminal: Terminal) -> Path:
     kinds: dict[str, Report] = {
         "finetune": seeds_report if "seeds" in summary else finetune_report,
         "fewshot": predict_report if "support" in summary else fewshot_report,
+        "average": average_report,
         "eval": eval_report,
         "embed": unlabelled_report if "sources" in summary else embed_report_again,
         "predict": predict_report,

@@ -5,8 +5,8 @@ respect to the outputs once, over the whole batch; run each chunk again with its
 of that gradient through. The contrastive pool stays the whole batch. It costs one further forward pass.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -54,11 +54,28 @@ def _detached(parts: LossParts) -> LossParts:
     return LossParts(*(part.detach() for part in parts))
 
 
-def whole_backward(forward: Forward, objective: Objective, batch: Batch) -> LossParts:
-    """One forward and one backward pass; gradients are added to the parameters'."""
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """After it the buffers (running statistics) are as before."""
+    saved = [buffer.clone() for buffer in model.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), saved, strict=True):
+            buffer.copy_(before)
+
+
+def whole_backward(
+    forward: Forward,
+    objective: Objective,
+    batch: Batch,
+    *,
+    around_backward: Callable[[], AbstractContextManager] = nullcontext,
+) -> LossParts:
+    """One forward pass, and one backward within `around_backward`; gradients are added to the parameters'."""
     outputs = forward(batch.rows)
     parts = _loss(objective, outputs.projection, outputs.logits, batch)
-    parts.total.backward()
+    with around_backward():
+        parts.total.backward()
     return _detached(parts)
 
 
@@ -71,6 +88,7 @@ def cached_backward(
     model: nn.Module,
     device: torch.device,
     unsynchronised: Callable[[], AbstractContextManager],
+    around_backward: Callable[[], AbstractContextManager] = nullcontext,
 ) -> LossParts:
     """The same gradient in chunks of `chunk_rows` rows, with one chunk's activations in memory at a time.
 
@@ -87,9 +105,9 @@ def cached_backward(
         set_random_state(state, device)
         if number < len(chunks) - 1:
             with unsynchronised():
-                _send(forward(chunk), share)
+                _send(forward(chunk), share, around_backward)
         else:
-            _send(forward(chunk), share)
+            _send(forward(chunk), share, around_backward)
     return _detached(parts)
 
 
@@ -126,22 +144,22 @@ def _embed_all(
 ) -> tuple[list[RandomState], list[Outputs]]:
     """Random state before, and outputs of, each chunk. Buffers (running statistics) end as they began: the second
     pass updates them."""
-    buffers = [buffer.clone() for buffer in model.buffers()]
     states, outputs = [], []
-    with torch.no_grad(), unsynchronised():
+    with torch.no_grad(), unsynchronised(), buffers_kept(model):
         for chunk in chunks:
             states.append(random_state(device))
             outputs.append(forward(chunk))
-        for buffer, saved in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(saved)
     return states, outputs
 
 
-def _send(outputs: Outputs, share: tuple[torch.Tensor, ...]) -> None:
+def _send(
+    outputs: Outputs, share: tuple[torch.Tensor, ...], around_backward: Callable[[], AbstractContextManager]
+) -> None:
     """Backward from the outputs that need a gradient (a frozen head or an unused projection does not)."""
     pairs = [
         (output, gradient)
         for output, gradient in zip((outputs.projection, outputs.logits), share, strict=True)
         if output.requires_grad
     ]
-    torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+    with around_backward():
+        torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])

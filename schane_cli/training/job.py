@@ -128,6 +128,10 @@ def announce(job: Job, notes: list[str], test: ImageSet) -> None:
     for note in job.model.notes:
         say(f"          {note}")
     say(f"objective {objective_line(recipe)}")
+    if recipe.train.head_epochs:
+        say(
+            f"phases    {recipe.train.head_epochs} epochs of the heads alone, then {recipe.train.epochs} of all weights"
+        )
     for remark in remarks(recipe, job.train, job.model):
         say(f"          {remark}")
     say(f"run       {job.run.path}")
@@ -153,7 +157,7 @@ def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
         "backbone": job.recipe.model.backbone,
         "loss": job.recipe.loss.name,
         "seed": job.recipe.seed,
-        "epochs": job.recipe.train.epochs,
+        "epochs": job.recipe.train.all_epochs,
         "best_epoch": outcome.best_epoch,
         "val_accuracy": outcome.val_accuracy,
         "val_n": outcome.val_n,

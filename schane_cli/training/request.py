@@ -56,8 +56,8 @@ def check_sharding(settings: TrainRecipe) -> None:
             f"train.sharding fsdp needs equal parts: batch size {settings.batch_size} does not divide by "
             f"{world_size()} processes"
         )
-    if settings.ema_decay or settings.compile:
-        raise BadRequest("train.sharding fsdp goes without train.ema_decay and train.compile")
+    if settings.ema_decay or settings.compile or settings.head_epochs:
+        raise BadRequest("train.sharding fsdp goes without train.ema_decay, train.compile and train.head_epochs")
 
 
 def check_positives(recipe: Recipe, train: ImageSet) -> None:

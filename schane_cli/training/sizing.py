@@ -44,7 +44,7 @@ def estimated_seconds(job: Job) -> float:
         computing = min(_step_seconds(model, normalise(pixels, job.spec, job.device)) for _ in range(2)) / count
     workers = worker_count(job.recipe.data, job.train)
     per_image = max(loading / workers, computing) if workers else loading + computing
-    return per_image * settings.epochs * (len(job.train) // settings.batch_size) * settings.batch_size
+    return per_image * settings.all_epochs * (len(job.train) // settings.batch_size) * settings.batch_size
 
 
 def _step_seconds(model: torch.nn.Module, pixels: torch.Tensor) -> float:

@@ -23,17 +23,25 @@ from schane_cli.images.loader import StepSampler, train_loader, train_transform,
 from schane_cli.images.preprocessing import InputSpec
 from schane_cli.models.checkpoint import pack
 from schane_cli.models.files import save_whole
-from schane_cli.models.model import Outputs, SchaneModel, freeze, place
+from schane_cli.models.model import Outputs, SchaneModel, checkpoint_activations, freeze, place
 from schane_cli.models.sharding import is_sharded, shard, share_buffers, whole
 from schane_cli.recipe import Recipe
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Task, Terminal
 from schane_cli.training import batchnorm, hooks
 from schane_cli.training.cost import CostMeter
-from schane_cli.training.gradient import cached_backward, chunk_backward, largest_fitting, make_batch, whole_backward
+from schane_cli.training.gradient import (
+    buffers_kept,
+    cached_backward,
+    chunk_backward,
+    largest_fitting,
+    make_batch,
+    whole_backward,
+)
 from schane_cli.training.interruption import Interrupted, StopSignal
 from schane_cli.training.objective import LossParts, Objective, contrastive_weight
 from schane_cli.training.optimizer import make_optimizer, make_scheduler
+from schane_cli.training.phases import Phase, body, phase_of_last, phases
 from schane_cli.training.state import Parts, collect, put_back
 from schane_cli.training.trackers import Trackers
 
@@ -83,6 +91,8 @@ class Trainer:
         self.job, self.recipe, self.device = job, job.recipe, job.device
         settings = self.recipe.train
         freeze(job.model, self.recipe.model.freeze)
+        if settings.checkpoint_activations:
+            checkpoint_activations(job.model)
         if contrastive_weight(self.recipe.loss) == 0:
             job.model.projection.requires_grad_(False)  # DDP would wait for a gradient that never comes
         job.model.batchnorm_frozen = batchnorm.choice(self.recipe) == "frozen"
@@ -92,11 +102,9 @@ class Trainer:
         width = self.recipe.model.projection_dim or self.model.embedding_dim
         counts = torch.from_numpy(np.bincount(job.train.labels, minlength=len(job.train.class_names)))
         self.objective = Objective(self.recipe.loss, counts, width).to(self.device)
-        self.optimizer = make_optimizer(self.model, self.recipe, self.device)
         self.sampler = self._sampler(0)
-        self.scheduler = make_scheduler(
-            self.optimizer, settings, self.sampler.total_steps, self.sampler.steps_per_epoch
-        )
+        self._body, self._phases = body(self.model), phases(settings, self.sampler.steps_per_epoch)
+        self._enter(phase_of_last(resume["training"]["step"] if resume is not None else 0, self._phases))
         self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
         self.step = 0
         self.best: dict[str, float] = {"val_accuracy": -1.0, "val_nll": float("inf"), "epoch": -1}
@@ -109,18 +117,36 @@ class Trainer:
             self._restore(resume)
         self.forward_model = self._wrapped()
 
+    def _enter(self, phase: Phase) -> None:
+        """Fix or free the backbone, and begin the phase's own optimizer and schedule."""
+        self.phase = phase
+        for parameter in self._body:
+            parameter.requires_grad_(not phase.heads_alone)
+        self.optimizer = make_optimizer(self.model, self.recipe, self.device)
+        self.scheduler = make_scheduler(
+            self.optimizer,
+            self.recipe.train.model_copy(update={"epochs": phase.epochs}),
+            phase.end - phase.first_step,
+            self.sampler.steps_per_epoch,
+        )
+
+    def _begin_next_phase(self) -> None:
+        self._enter(self._phases[self._phases.index(self.phase) + 1])
+        self.forward_model = self.model  # the wrapper of the phase before goes first, with its hooks on the weights
+        self.forward_model = self._wrapped()
+
     def checkpoint_bytes(self) -> int:
-        """About what the run folder takes at its fullest: best.pt, last.pt with two moments and EMA, and its successor
-        while both are there."""
+        """About what the run folder takes at its fullest: best.pt, the epochs that are kept, last.pt with two moments
+        and EMA, and its successor while both are there."""
         weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
-        return weights * (1 + 2 * (3 + (self.ema is not None)))
+        return weights * (1 + self.recipe.train.keep_epochs + 2 * (3 + (self.ema is not None)))
 
     def _sampler(self, start_step: int) -> StepSampler:
         settings = self.recipe.train
         return StepSampler(
             self.job.train.labels,
             batch_size=settings.batch_size,
-            epochs=settings.epochs,
+            epochs=settings.all_epochs,
             seed=self.recipe.seed,
             classes_per_batch=settings.classes_per_batch,
             balanced=settings.sampling == "balanced",
@@ -203,10 +229,12 @@ class Trainer:
         self._stop_out_of_memory(views)
 
     def _step(self, views: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> dict[str, float]:
+        if self.step == self.phase.end:
+            self._begin_next_phase()
         self.model.train()
         if is_sharded(self.model):
             share_buffers(self.model)
-        self.scheduler.step_update(self.step)
+        self.scheduler.step_update(self.step - self.phase.first_step)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self._backward(views, labels, indices)
         norm = self._clipped_norm()
@@ -230,8 +258,10 @@ class Trainer:
     def _backward(self, views: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> LossParts:
         batch = make_batch(views, labels, indices, self.objective, self.device)
         chunk_size = self.recipe.train.chunk_size
+        # activations that are computed again would count a batch twice in the running statistics
+        again = partial(buffers_kept, self.model) if self.recipe.train.checkpoint_activations else nullcontext
         if chunk_size is None or chunk_size >= len(views):
-            return whole_backward(self._forward, self.objective, batch)
+            return whole_backward(self._forward, self.objective, batch, around_backward=again)
         return cached_backward(
             self._forward,
             self.objective,
@@ -240,6 +270,7 @@ class Trainer:
             model=self.model,
             device=self.device,
             unsynchronised=getattr(self.forward_model, "no_sync", nullcontext),
+            around_backward=again,
         )
 
     def _forward(self, rows: torch.Tensor) -> Outputs:
@@ -329,14 +360,18 @@ class Trainer:
             share_buffers(model)  # val is scored with the statistics that are saved, not each process's own
         accuracy, nll = (self.job.validate or self._validate)(model)
         better = (accuracy, -nll) > (self.best["val_accuracy"], -self.best["val_nll"])
+        scores = {"val_accuracy": accuracy, "val_nll": nll, "epoch": epoch}
         if better:
-            self.best = {"val_accuracy": accuracy, "val_nll": nll, "epoch": epoch}
+            self.best = scores
         hooks.epoch_done(self._progress({"val_accuracy": accuracy, "val_nll": nll}))
-        packed = self._packed(model) if better and self._packs() else {}
+        kept = epoch > self.recipe.train.all_epochs - self.recipe.train.keep_epochs
+        packed = self._packed(model, scores) if (better or kept) and self._packs() else {}
         if rank() != 0:
             return
         if better:
             save_whole(packed, self.job.run.best)
+        if kept:
+            save_whole(packed, self.job.run.epoch_checkpoint(epoch))
         self._log(
             "epoch",
             epoch=epoch,
@@ -366,11 +401,12 @@ class Trainer:
         """Whether this process takes part in packing weights: the one that writes, or all where each holds a share."""
         return rank() == 0 or is_sharded(self.model)
 
-    def _packed(self, model: SchaneModel) -> dict[str, Any]:
+    def _packed(self, model: SchaneModel, scores: dict[str, float] | None = None) -> dict[str, Any]:
+        """The content of a checkpoint, with the scores of its own epoch, or the best so far."""
         progress = {
             "step": self.step,
             "epoch": self.step / max(self.sampler.steps_per_epoch, 1),  # without epochs any batch size will do
-            **self.best,
+            **(scores or self.best),
             "val_n": len(self.job.val),
         }
         return pack(model, self.recipe, self.job.train.class_names, self.job.spec, progress, self.job.images)

@@ -22,6 +22,7 @@ TRAINING = (
 )
 # Every flag that sets a recipe value, by command. A new one is a decision: scripts of users will hold on to its name.
 FROZEN = {
+    "average": "--data-root --device",
     "augment": "--dataset --data-root --seed --set",
     "finetune": f"{TRAINING} --device --set",
     "fewshot": f"{TRAINING} --ways --shots --queries --episodes --classifier --device --set",
