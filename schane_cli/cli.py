@@ -718,8 +718,8 @@ def data_check(
     terminal.table(figures_table(name, rows, ("split", *(column.replace("_", " ") for column in columns))))
     for text in [*verdict.remarks, *verdict.problems]:
         terminal.say(text)
-    found = f"{len(verdict.problems)} problems" if verdict.problems else "ok"
-    terminal.say(f"verdict   {found}; {verdict.decoded:,} images decoded, all compared between splits")
+    verdict_text = f"{len(verdict.problems)} problems" if verdict.problems else "ok"
+    terminal.say(f"verdict   {verdict_text}; {verdict.decoded:,} images decoded, all compared between splits")
     if write is not None:
         verdict.write_bad(write)
         terminal.say(f"wrote     {write}: {len(verdict.bad):,} images; --set data.exclude={write} leaves them out")

@@ -90,8 +90,8 @@ def held_out_images(loaded: Loaded, recipe: Recipe) -> ImageSet:
 def calibrate_on(loaded: Loaded, images: ImageSet, device: torch.device, terminal: Terminal) -> Calibrated:
     """One pass over held-out images, and the temperature that fits them."""
     with terminal.task("scoring val for the temperature", len(images), "img") as task:
-        found = outputs(loaded, images, device=device, task=task)
-    return calibrate(found.logits, found.labels)
+        features = outputs(loaded, images, device=device, task=task)
+    return calibrate(features.logits, features.labels)
 
 
 def keep(loaded: Loaded, made: Calibrated) -> None:

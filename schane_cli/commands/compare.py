@@ -313,13 +313,14 @@ def _groups(members: Sequence[Run]) -> list[Group]:
     differing = [
         key for key in members[0].recipe if key in keys and len({repr(run.recipe.get(key)) for run in members}) > 1
     ]
-    found: dict[str, dict[int, Run]] = defaultdict(dict)
+    runs_by_label: dict[str, dict[int, Run]] = defaultdict(dict)
     for run in members:
         label = run.label or _group_label(run, differing)
-        if run.seed in found[label]:
-            raise BadRequest(f"{found[label][run.seed].path} and {run.path} are the same run: {label}, seed {run.seed}")
-        found[label][run.seed] = run
-    return [Group(label, runs) for label, runs in found.items()]
+        if run.seed in runs_by_label[label]:
+            other = runs_by_label[label][run.seed]
+            raise BadRequest(f"{other.path} and {run.path} are the same run: {label}, seed {run.seed}")
+        runs_by_label[label][run.seed] = run
+    return [Group(label, runs) for label, runs in runs_by_label.items()]
 
 
 def _group_label(run: Run, differing: Sequence[str]) -> str:
@@ -337,17 +338,17 @@ def _paired_seeds(groups: Sequence[Group], common: bool) -> tuple[list[int], lis
     """The seeds that every group has; BadRequest where some lack, unless the common ones are asked for."""
     every = sorted(set().union(*(group.runs for group in groups)))
     shared = [seed for seed in every if all(seed in group.runs for group in groups)]
-    lacking = [f"{group.label} lacks {[s for s in every if s not in group.runs]}" for group in groups]
-    lacking = [text for text, group in zip(lacking, groups, strict=True) if len(group.runs) < len(every)]
-    if not lacking:
+    missing_seeds = [f"{group.label} lacks {[s for s in every if s not in group.runs]}" for group in groups]
+    missing_seeds = [text for text, group in zip(missing_seeds, groups, strict=True) if len(group.runs) < len(every)]
+    if not missing_seeds:
         return shared, []
     if not common:
         raise BadRequest(
-            f"seeds are missing: {'; '.join(lacking)}; --common-seeds compares the {len(shared)} common ones"
+            f"seeds are missing: {'; '.join(missing_seeds)}; --common-seeds compares the {len(shared)} common ones"
         )
     if not shared:
-        raise BadRequest(f"no seed is common to all groups: {'; '.join(lacking)}")
-    return shared, [f"only the common seeds {shared}: {'; '.join(lacking)}"]
+        raise BadRequest(f"no seed is common to all groups: {'; '.join(missing_seeds)}")
+    return shared, [f"only the common seeds {shared}: {'; '.join(missing_seeds)}"]
 
 
 def _baseline(groups: Sequence[Group], name: str | None) -> Group:

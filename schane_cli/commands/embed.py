@@ -143,7 +143,8 @@ def embed(
             with run.writing():
                 _write_tables(run.embeddings_table(name if len(stores) > 1 else None), job, store)
         views = [
-            _view(job, number, _origin(job.loaded[number]), *_rows(job, *found)) for number, found in enumerate(stores)
+            _view(job, number, _origin(job.loaded[number]), *_rows(job, *extracted))
+            for number, extracted in enumerate(stores)
         ]
     return _finished(job, run, views)
 
@@ -197,8 +198,8 @@ def _embed_tables(
 
 def _origin(loaded: Loaded) -> dict[str, Any]:
     recipe, epoch = loaded.recipe, loaded.progress["epoch"]
-    told = {"backbone": recipe.model.backbone, "loss": recipe.loss.name, "seed": recipe.seed}
-    return {"path": str(loaded.path), "epoch": f"{epoch:g}", **told}
+    training = {"backbone": recipe.model.backbone, "loss": recipe.loss.name, "seed": recipe.seed}
+    return {"path": str(loaded.path), "epoch": f"{epoch:g}", **training}
 
 
 def _check(checkpoints: Sequence[Path], overrides: Mapping[str, Any], options: EmbedOptions, terminal: Terminal) -> Job:
@@ -300,14 +301,14 @@ def _extract(job: Job, number: int) -> tuple[FeatureStore, dict[str, float]]:
     loaded, recipe, images, terminal = job.loaded[number], job.recipes[number], job.images, job.terminal
     terminal.say(f"checkpoint {loaded.path} (epoch {loaded.progress['epoch']:g}, {loaded.recipe.model.backbone})")
     started = time.perf_counter()
-    store, lacking = stored_features(
-        loaded, images, recipe, device=job.device, amp=recipe.train.amp, terminal=terminal, told="extracting"
+    store, n_extracted = stored_features(
+        loaded, images, recipe, device=job.device, amp=recipe.train.amp, terminal=terminal, description="extracting"
     )
     seconds = time.perf_counter() - started
-    if lacking < len(images):
-        terminal.say(f"           {len(images) - lacking} of {len(images)} images from {store.folder}")
-    rate = {"extract_images_per_second": lacking / seconds} if lacking else {}
-    return store, {"extract_seconds": seconds, "extracted_images": lacking, **rate}
+    if n_extracted < len(images):
+        terminal.say(f"           {len(images) - n_extracted} of {len(images)} images from {store.folder}")
+    rate = {"extract_images_per_second": n_extracted / seconds} if n_extracted else {}
+    return store, {"extract_seconds": seconds, "extracted_images": n_extracted, **rate}
 
 
 def _rows(job: Job, store: FeatureStore, costs: dict[str, float]) -> tuple[Floats, Ints, Floats, dict[str, float]]:

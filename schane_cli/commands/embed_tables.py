@@ -123,9 +123,9 @@ def read_embeddings(path: Path) -> EmbeddedTable:
             )
     ids = [str(one) for one in table["id"].to_pylist()]
     names = table[label_column].to_pylist()
-    lacking = [one for one, name in zip(ids, names, strict=True) if name is None]
-    if lacking:
-        raise BadRequest(f"{path}: {len(lacking)} images have no {label_column} ({', '.join(lacking[:3])})")
+    unnamed = [one for one, name in zip(ids, names, strict=True) if name is None]
+    if unnamed:
+        raise BadRequest(f"{path}: {len(unnamed)} images have no {label_column} ({', '.join(unnamed[:3])})")
     vectors = _vectors(path, table["vector"], ids)
     class_names = tuple(sorted({str(name) for name in names}))
     index = {name: number for number, name in enumerate(class_names)}

@@ -62,10 +62,15 @@ def flat(named: Mapping[str, Estimate | None]) -> dict[str, Any]:
     return entries
 
 
-def calibration_figures(split: str, found: Calibration, suffix: str = "") -> dict[str, Any]:
+def calibration_figures(split: str, calibration: Calibration, suffix: str = "") -> dict[str, Any]:
     """ECE, NLL and Brier score with their intervals."""
-    named = {"ece": found.ece, "ece_debiased": found.ece_debiased, "nll": found.nll, "brier": found.brier}
-    calibrated = {f"{split}_ece_calibrated{suffix}": found.ece_calibrated}
+    named = {
+        "ece": calibration.ece,
+        "ece_debiased": calibration.ece_debiased,
+        "nll": calibration.nll,
+        "brier": calibration.brier,
+    }
+    calibrated = {f"{split}_ece_calibrated{suffix}": calibration.ece_calibrated}
     return flat({f"{split}_{name}{suffix}": estimate for name, estimate in named.items()}) | calibrated
 
 
@@ -213,7 +218,7 @@ def evaluate_one(
     for note in plan.notes:
         terminal.say(f"           {note}")
     scores = score(loaded, images, device=device, terminal=terminal)
-    found = scores.features
+    features = scores.features
     summary = {
         "command": "eval",
         "checkpoint": str(loaded.path),
@@ -224,9 +229,9 @@ def evaluate_one(
         "images_per_second": len(images) / scores.seconds,
         "device": str(device),
         "reliability": bins(scores.calibration),
-        **scaled(loaded, plan, found, split, device, terminal),
+        **scaled(loaded, plan, features, split, device, terminal),
         **(corruption_figures(loaded, images, device, terminal) if extras.corruptions else {}),
-        **(ood_figures(loaded, plan.recipe, found, plan.foreign, device, terminal) if extras.ood else {}),
+        **(ood_figures(loaded, plan.recipe, features, plan.foreign, device, terminal) if extras.ood else {}),
         "run": str(run.path),
     }
     on_first(lambda: write_results(run, scores, images, summary))
@@ -241,7 +246,7 @@ def write_results(run: RunFolder, scores: Scores, images: ImageSet, summary: Map
 
 
 def scaled(
-    loaded: Loaded, plan: Plan, found: Features, split: str, device: torch.device, terminal: Terminal
+    loaded: Loaded, plan: Plan, features: Features, split: str, device: torch.device, terminal: Terminal
 ) -> dict[str, Any]:
     """Calibration after temperature scaling (Guo et al. 2017), the temperature fitted on val; none for val itself."""
     if plan.held_out is None:
@@ -250,7 +255,7 @@ def scaled(
         held_out = outputs(loaded, plan.held_out, device=device, task=task)
     with refusing():
         fit = metrics.fit_temperature(held_out.logits, held_out.labels)
-        after = metrics.calibration(found.logits, found.labels, seed=0, temperature=fit.temperature)
+        after = metrics.calibration(features.logits, features.labels, seed=0, temperature=fit.temperature)
     return {
         "temperature": fit.temperature,
         "temperature_val_n": len(held_out.labels),
@@ -259,7 +264,7 @@ def scaled(
     }
 
 
-def bins(found: Calibration) -> list[dict[str, Any]]:
+def bins(calibration: Calibration) -> list[dict[str, Any]]:
     """The reliability diagram's bins, JSON-ready."""
     return [
         {
@@ -270,7 +275,7 @@ def bins(found: Calibration) -> list[dict[str, Any]]:
             "accuracy": b.accuracy.value if b.accuracy else None,
             "accuracy_ci95": list(b.accuracy.ci95) if b.accuracy and b.accuracy.ci95 else None,
         }
-        for b in found.reliability
+        for b in calibration.reliability
     ]
 
 

@@ -127,8 +127,8 @@ def _to_onnx(loaded: Loaded, folder: Path) -> float:
     differences = []
     for count in (1, 3):  # any batch size
         images = _prepared(loaded, count)
-        found = session.run(None, {"images": images.numpy()})[0]
-        differences.append(_difference("onnxruntime", found, _scored(loaded, count)))
+        logits = session.run(None, {"images": images.numpy()})[0]
+        differences.append(_difference("onnxruntime", logits, _scored(loaded, count)))
     return max(differences)
 
 
@@ -188,9 +188,9 @@ def _scored(loaded: Loaded, count: int) -> np.ndarray:
     return logits
 
 
-def _difference(reader: str, found: np.ndarray, scored: np.ndarray) -> float:
+def _difference(reader: str, exported: np.ndarray, scored: np.ndarray) -> float:
     """The largest difference of logits; SchaneError where it is above the tolerance."""
-    difference = float(np.abs(found - scored).max())
+    difference = float(np.abs(exported - scored).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(scored).max())):
         raise SchaneError(
             f"{reader} reads the exported files as another model (logits of photographs differ by {difference:.3g}); "

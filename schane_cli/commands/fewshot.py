@@ -197,12 +197,14 @@ def seen_classes(loaded: Loaded, novel: ImageSet, allowed: bool) -> str | None:
     seen = [name for name in loaded.class_names if name in novel.class_names]
     if not seen:
         return None
-    told = (
+    reason = (
         f"{loaded.path} was trained on {len(seen)} of the {len(novel.class_names)} test classes ({', '.join(seen[:3])})"
     )
     if not allowed:
-        raise BadRequest(f"{told}: that is no few-shot result; --allow-seen-classes evaluates it all the same, marked")
-    return f"SEEN CLASSES: {told}"
+        raise BadRequest(
+            f"{reason}: that is no few-shot result; --allow-seen-classes evaluates it all the same, marked"
+        )
+    return f"SEEN CLASSES: {reason}"
 
 
 def pretraining_notes(loaded: Sequence[Loaded], recipe: Recipe) -> list[str]:
@@ -240,8 +242,8 @@ def episode_score(model: SchaneModel, job: Job, recipe: Recipe) -> tuple[float, 
         seed=settings.episode_seed,
         class_names=job.val.class_names,
     )
-    found = extract(model, job.val, job.spec, device=job.device, batch_size=recipe.train.batch_size, workers=0)
-    scores = evaluate_episodes(found.embedding, episodes, classifier="centroid", normalize="l2", device=job.device)
+    features = extract(model, job.val, job.spec, device=job.device, batch_size=recipe.train.batch_size, workers=0)
+    scores = evaluate_episodes(features.embedding, episodes, classifier="centroid", normalize="l2", device=job.device)
     accuracy = float(scores.accuracies.mean())
     return accuracy, 1 - accuracy
 
@@ -270,10 +272,10 @@ def embeddings(
     loaded: Loaded, images: ImageSet, recipe: Recipe, terminal: Terminal, view: RandomView | None = None
 ) -> torch.Tensor:
     """Embeddings (n, d) of the images, or of a random view of each, in full precision; stored ones where there are."""
-    told = f"embedding {images.split}" + (f", copy {view.number + 1}" if view else "")
+    description = f"embedding {images.split}" + (f", copy {view.number + 1}" if view else "")
     device = pick_device(recipe.device)
     store, _ = stored_features(
-        loaded, images, recipe, device=device, amp="off", terminal=terminal, told=told, view=view
+        loaded, images, recipe, device=device, amp="off", terminal=terminal, description=description, view=view
     )
     return torch.from_numpy(store.rows("embedding", np.arange(len(images))))
 
@@ -396,11 +398,11 @@ def curve(
     settings = recipe.fewshot
     most_queries = settings.queries * (settings.ways if settings.dirichlet else 1)  # of one class
     room = int(np.bincount(novel.labels).min()) - most_queries
-    lacking = {n: [name for name in entrants if (name, n) not in known] for n in CURVE_SHOTS if n <= room}
-    with terminal.task("accuracy by shots", sum(map(len, lacking.values())), "point") as task:
-        for shots in (shots for shots, names in lacking.items() if names):
+    missing = {n: [name for name in entrants if (name, n) not in known] for n in CURVE_SHOTS if n <= room}
+    with terminal.task("accuracy by shots", sum(map(len, missing.values())), "point") as task:
+        for shots in (shots for shots, names in missing.items() if names):
             drawn = draw(novel, recipe, shots)
-            for name in lacking[shots]:
+            for name in missing[shots]:
                 right = _accuracies(entrants[name], drawn, "centroid", recipe)
                 key = {"checkpoint": name, "classifier": "centroid", "shots": shots}
                 rows.append({**key, **interval("accuracy", right)})

@@ -61,7 +61,7 @@ def review(
         terminal.say(f"           {note}")
     device = pick_device(recipe.device)
     store, _ = stored_features(
-        loaded, images, recipe, device=device, amp=recipe.train.amp, terminal=terminal, told="embedding"
+        loaded, images, recipe, device=device, amp=recipe.train.amp, terminal=terminal, description="embedding"
     )
     vectors = store.rows("embedding", np.arange(len(images)))
     reviewed = look_for(vectors, images, splits, terminal)

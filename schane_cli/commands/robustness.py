@@ -59,8 +59,8 @@ def corruption_figures(loaded: Loaded, images: ImageSet, device: torch.device, t
         for name in CORRUPTIONS:
             for severity in SEVERITIES:
                 damage = partial(_damaged, name, severity)
-                found = outputs(loaded, images, device=device, task=task, damage=damage)
-                right = (found.logits.argmax(1) == found.labels).numpy()
+                features = outputs(loaded, images, device=device, task=task, damage=damage)
+                right = (features.logits.argmax(1) == features.labels).numpy()
                 accuracy = accuracy_interval(int(right.sum()), len(right))
                 rows.append(
                     {
@@ -109,7 +109,7 @@ def load_foreign(loaded: Loaded, recipe: Recipe, name: str, split: str) -> Forei
 def ood_figures(
     loaded: Loaded,
     recipe: Recipe,
-    found: Features,
+    features: Features,
     foreign: Mapping[str, Foreign],
     device: torch.device,
     terminal: Terminal,
@@ -123,18 +123,18 @@ def ood_figures(
     with terminal.task("out of distribution", total, "img") as task:
         bank = outputs(loaded, train.subset(chosen, "train"), device=device, task=task).embedding
         nearest = min(NEAREST, len(bank))
-        inside = _scores(found, bank, nearest)
+        inside = _scores(features, bank, nearest)
         for name, one in foreign.items():
             outside = _scores(outputs(loaded, one.images, device=device, task=task), bank, nearest)
             rows += [_row(name, score, inside[score], outside[score]) for score in inside]
     return {"ood": rows, "ood_knn_bank_n": len(bank), "ood_knn_k": nearest}
 
 
-def _scores(found: Features, bank: torch.Tensor, nearest: int) -> dict[str, np.ndarray]:
+def _scores(features: Features, bank: torch.Tensor, nearest: int) -> dict[str, np.ndarray]:
     return {
-        "MSP": max_softmax_score(found.logits),
-        "energy": energy_score(found.logits),
-        "kNN": knn_score(found.embedding, bank, k=nearest),
+        "MSP": max_softmax_score(features.logits),
+        "energy": energy_score(features.logits),
+        "kNN": knn_score(features.embedding, bank, k=nearest),
     }
 
 

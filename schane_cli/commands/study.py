@@ -89,7 +89,7 @@ class Worker:
 
     def work(self) -> None:
         """Run trials; then wait for those of other workers, and take over from one that dies."""
-        told = False
+        announced = False
         while True:
             claimed = self.queue.claim()
             if claimed is not None:
@@ -98,9 +98,9 @@ class Worker:
             running = self.queue.counts()["running"]
             if not running:
                 return
-            if not told:
+            if not announced:
                 self.terminal.say(f"waiting for {running} trials that other workers run")
-                told = True
+                announced = True
             time.sleep(min(POLL_SECONDS, self.file.heartbeat_seconds))
 
     def _run(self, claimed: Any) -> None:

@@ -111,8 +111,8 @@ def read_study(path: Path) -> StudyFile:
         seeds = tree.get("seeds", [0])
         study = StudyFile.model_validate({**tree, "seeds": parse_seeds(str(seeds)) if _is_text(seeds) else seeds})
     except ValidationError as error:
-        told = (describe_error(item, unknown=_unknown_study_key) for item in error.errors())
-        raise BadRequest(f"{path}: {'; '.join(dict.fromkeys(told))}") from None
+        reasons = (describe_error(item, unknown=_unknown_study_key) for item in error.errors())
+        raise BadRequest(f"{path}: {'; '.join(dict.fromkeys(reasons))}") from None
     _check_keys(study, path)
     return study
 
@@ -174,11 +174,11 @@ def study_recipe(study: StudyFile, values: Mapping[str, Any], seed: int, machine
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys whose values differ between two study files as plain trees."""
-    found: list[str] = []
+    changed: list[str] = []
     for key in dict.fromkeys([*before, *after]):
         old, new = before.get(key), after.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += changed_keys(old, new, f"{prefix}{key}.")
+            changed += changed_keys(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}")
-    return found
+            changed.append(f"{prefix}{key}")
+    return changed

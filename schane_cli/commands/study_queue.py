@@ -164,9 +164,11 @@ class Queue:
         self._end(claimed, {"stopped": True}, TrialState.FAIL, None)
         self._patiently(lambda: self._queue_again(frozen, frozen.user_attrs["attempt"]))
 
-    def _end(self, claimed: Claimed, told: Mapping[str, Any], state: TrialState, values: list[float] | None) -> None:
+    def _end(
+        self, claimed: Claimed, attributes: Mapping[str, Any], state: TrialState, values: list[float] | None
+    ) -> None:
         def tell() -> None:
-            for name, value in told.items():
+            for name, value in attributes.items():
                 claimed.trial.set_user_attr(name, value)
             self._storage.set_trial_state_values(claimed.trial._trial_id, state, values)
 
@@ -210,7 +212,7 @@ class Queue:
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """The result of a call to the storage, which may be away for a while."""
-        began, told = time.monotonic(), False
+        began, announced = time.monotonic(), False
         while True:
             try:
                 return call()
@@ -220,11 +222,11 @@ class Queue:
                         f"the storage {self.shown_url} has not answered for {WAIT_SECONDS / 60:.0f} minutes "
                         f"({_reason(error)}); finished runs are in their folders: the same command goes on from there"
                     ) from None
-            if not told:
+            if not announced:
                 self._say(
                     f"the storage {self.shown_url} does not answer; waiting up to {WAIT_SECONDS / 60:.0f} minutes"
                 )
-                told = True
+                announced = True
             time.sleep(min(2.0, WAIT_SECONDS / 10))
 
 
@@ -286,6 +288,6 @@ def _draw(trial: optuna.Trial, key: str, space: Range | list[Any]) -> Any:
 def _entry(index: int, trial: FrozenTrial) -> Entry:
     states = {TrialState.WAITING: "waiting", TrialState.RUNNING: "running", TrialState.COMPLETE: "done"}
     state = states.get(trial.state, "failed")
-    told = trial.user_attrs
-    error = told.get("error", "its workers died" if state == "failed" else None)
-    return Entry(index, state, trial.params, told.get("summaries", []), error)
+    attributes = trial.user_attrs
+    error = attributes.get("error", "its workers died" if state == "failed" else None)
+    return Entry(index, state, trial.params, attributes.get("summaries", []), error)

@@ -41,14 +41,14 @@ def download(url: str, path: Path, md5: str, terminal: Terminal) -> None:
     part = path.with_name(f"{path.name}.part")
     resumed = part.exists() and part.stat().st_size > 0
     _fetch(url, part)
-    found = md5_of(part, terminal)
-    if found != md5 and resumed:  # the part was of another version, or the server cannot resume
+    actual = md5_of(part, terminal)
+    if actual != md5 and resumed:  # the part was of another version, or the server cannot resume
         part.unlink()
         _fetch(url, part)
-        found = md5_of(part, terminal)
-    if found != md5:
+        actual = md5_of(part, terminal)
+    if actual != md5:
         part.unlink()
-        raise SchaneError(f"{url} came with md5 {found}, not {md5}: altered on the way or at its source; removed")
+        raise SchaneError(f"{url} came with md5 {actual}, not {md5}: altered on the way or at its source; removed")
     part.replace(path)
 
 

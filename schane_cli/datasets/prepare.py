@@ -99,11 +99,11 @@ def prepare(name: str, root: Path, terminal: Terminal) -> str:
         raise SchaneError(f"{dataset.folder(root)} cannot be written: {error.strerror or error}") from None
     finally:
         _drop_empty(dataset.folder(root))
-    found = state(dataset, root)
-    if found != "ready":
-        raise SchaneError(f"{dataset.title} is {found} in {dataset.folder(root)} after all its files were unpacked")
+    now = state(dataset, root)
+    if now != "ready":
+        raise SchaneError(f"{dataset.title} is {now} in {dataset.folder(root)} after all its files were unpacked")
     terminal.say(f"{dataset.title} is ready in {dataset.folder(root)}")
-    return found
+    return now
 
 
 def _bring(dataset: Dataset, archive: Archive, root: Path, terminal: Terminal) -> None:
@@ -135,9 +135,9 @@ def _move_out(work: Path, folder: Path, archive: Archive) -> None:
     for inside, outside in archive.renames:
         if (work / inside).exists():
             (work / inside).rename(work / outside)
-    lacking = [name for name in archive.leaves if not (work / name).exists()]
-    if lacking:
-        raise SchaneError(f"archive {folder / archive.file} does not hold {lacking[0]}")
+    missing = [name for name in archive.leaves if not (work / name).exists()]
+    if missing:
+        raise SchaneError(f"archive {folder / archive.file} does not hold {missing[0]}")
     for name in archive.leaves:
         if not (folder / name).exists():
             (work / name).rename(folder / name)

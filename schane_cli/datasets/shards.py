@@ -250,10 +250,10 @@ def _label_in_json(shard: Path, key: str, text: str, label_key: str | None) -> A
     if not isinstance(content, dict):
         return content
     keys = [label_key] if label_key else _LABEL_KEYS
-    found = next((name for name in keys if name in content), None)
-    if found is None:
+    label_name = next((name for name in keys if name in content), None)
+    if label_name is None:
         raise BadRequest(
             f"{shard}: {printable(key)}.json has no label under {' or '.join(keys)}; it has {', '.join(content)}; say "
             "which with --set data.label_column=…"
         )
-    return content[found]
+    return content[label_name]

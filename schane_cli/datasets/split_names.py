@@ -57,8 +57,8 @@ def choose_splits(names: Iterable[str], where: str) -> tuple[dict[str, str], lis
             mentioned = " and ".join(sorted(splits_in(name)))
             notes.append(f"{name!r} of {where} names {mentioned} at once: not read as a split")
     chosen = {}
-    for split, found in candidates.items():
-        plain = [name for name in found if len(words(name)) == 1] or found
+    for split, own_names in candidates.items():
+        plain = [name for name in own_names if len(words(name)) == 1] or own_names
         if len(plain) > 1:
             raise BadRequest(
                 f"{where} has {' and '.join(map(repr, plain))}, which both mean {split}; rename or remove all but one"
@@ -66,7 +66,7 @@ def choose_splits(names: Iterable[str], where: str) -> tuple[dict[str, str], lis
         chosen[split] = plain[0]
         notes += [
             f"{name!r} of {where} looks like {split} but is not read: {plain[0]!r} is"
-            for name in found
+            for name in own_names
             if name != plain[0]
         ]
     return chosen, notes

@@ -108,14 +108,14 @@ def stored_features(
     device: torch.device,
     amp: str,
     terminal: Terminal,
-    told: str,
+    description: str,
     view: RandomView | None = None,
 ) -> tuple[FeatureStore, int]:
-    """The filled store of this checkpoint and these images, and how many of them it lacked; `told` names the bar."""
+    """The filled store of this checkpoint and these images, and how many were missing; `description` names the bar."""
     store = feature_store(loaded, images, device=device, amp=amp, view=view)
     slices = store.slices()
-    lacking = sum(slices[block].stop - slices[block].start for block in store.missing())
-    with terminal.task(told, len(images), "img", done=len(images) - lacking) as task:
+    n_missing = sum(slices[block].stop - slices[block].start for block in store.missing())
+    with terminal.task(description, len(images), "img", done=len(images) - n_missing) as task:
         fill(
             store,
             loaded,
@@ -126,7 +126,7 @@ def stored_features(
             amp=amp,
             task=task,
         )
-    return store, lacking
+    return store, n_missing
 
 
 def feature_store(

@@ -80,12 +80,12 @@ def neighbourhood(vectors: Floats, hashes: Ints) -> Neighbourhood:
         later = second > first + start
         first, second = first[later], second[later]
         bits = np.bitwise_count(hashes[first + start] ^ hashes[second]).astype(np.int64)
-        found = cosines[first, second]
+        candidate_cosines = cosines[first, second]
         alike = np.zeros(len(bits), dtype=bool)
         for least, most in DUPLICATE_RULES:
-            alike |= (found >= least) & (bits <= most)
+            alike |= (candidate_cosines >= least) & (bits <= most)
         pairs.append(np.stack([first + start, second], axis=1)[alike])
-        pair_cosines.append(found[alike])
+        pair_cosines.append(candidate_cosines[alike])
         pair_bits.append(bits[alike])
     return Neighbourhood(
         nearest,

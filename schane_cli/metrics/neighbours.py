@@ -184,8 +184,8 @@ def _retrieval(
     nearest = cosines.topk(depth, dim=1)
     hardest = cosines.masked_fill_(positive, -torch.inf).max(dim=1)
     own = targets[start : start + len(cosines)]
-    found = targets[nearest.indices]  # (chunk, depth): classes of the nearest images, nearest first
-    relevant = found == own[:, None]
+    neighbour_classes = targets[nearest.indices]  # (chunk, depth): classes of the nearest images, nearest first
+    relevant = neighbour_classes == own[:, None]
     average_precision, gain = _average_precision(relevant, positive.sum(dim=1) - 1)
     gallery_gain += _gains(gain, relevant, nearest.indices, targets, start)
     result = {
@@ -198,7 +198,7 @@ def _retrieval(
         "average_precision": average_precision,
     }
     result |= {f"recall {k}": relevant[:, :k].any(dim=1).float() for k in RECALL_KS if k <= depth}
-    return result | _knn(found, nearest.values, own, int(targets.max()) + 1)
+    return result | _knn(neighbour_classes, nearest.values, own, int(targets.max()) + 1)
 
 
 def _average_precision(relevant: torch.Tensor, n_relevant: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,12 +210,12 @@ def _average_precision(relevant: torch.Tensor, n_relevant: torch.Tensor) -> tupl
     r = n_relevant[:, None]
     ranks = torch.arange(1, relevant.shape[1] + 1, dtype=torch.float32)
     rank_without = (ranks - 1).clamp(min=1)
-    found = relevant.cumsum(dim=1, dtype=torch.float32)
-    before = (relevant * found / ranks).cumsum(dim=1)
-    after_other = (relevant * found / rank_without).cumsum(dim=1)  # ranks move up when another class's image goes
-    after_own = (relevant * (found - 1) / rank_without).cumsum(dim=1)  # and one fewer is found when a relevant one goes
+    hits = relevant.cumsum(dim=1, dtype=torch.float32)
+    before = (relevant * hits / ranks).cumsum(dim=1)
+    after_other = (relevant * hits / rank_without).cumsum(dim=1)  # ranks move up when another class's image goes
+    after_own = (relevant * (hits - 1) / rank_without).cumsum(dim=1)  # and one fewer is found when a relevant one goes
     precision = before.gather(1, (r - 1).clamp(min=0)) / r
-    strictly_before = before - relevant * found / ranks
+    strictly_before = before - relevant * hits / ranks
     less = (r - 1).clamp(min=1)
     without_other = (strictly_before + after_other.gather(1, r) - after_other) / r
     without_own = (strictly_before + after_own.gather(1, (r - 1).clamp(min=0)) - after_own) / less
@@ -239,13 +239,15 @@ def _gains(
     return total.index_add_(0, gallery.reshape(-1), (ranked - within * far).reshape(-1))
 
 
-def _knn(found: torch.Tensor, cosines: torch.Tensor, own: torch.Tensor, n_classes: int) -> dict[str, torch.Tensor]:
+def _knn(
+    neighbour_classes: torch.Tensor, cosines: torch.Tensor, own: torch.Tensor, n_classes: int
+) -> dict[str, torch.Tensor]:
     votes = torch.zeros(len(own), n_classes)
     weights = (cosines / KNN_TEMPERATURE - 1 / KNN_TEMPERATURE).exp()  # at most 1: nothing overflows
     correct, counted = {}, 0
     for k in KNN_KS:
-        if k <= found.shape[1]:
-            votes.scatter_add_(1, found[:, counted:k], weights[:, counted:k])
+        if k <= neighbour_classes.shape[1]:
+            votes.scatter_add_(1, neighbour_classes[:, counted:k], weights[:, counted:k])
             correct[f"knn {k}"] = (votes.argmax(dim=1) == own).float()
             counted = k
     return correct

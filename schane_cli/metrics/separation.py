@@ -210,5 +210,5 @@ def confused_pairs(labels: Ints, neighbours: Ints, n_pairs: int) -> list[ClassPa
     shares = np.triu((counts + counts.T) / np.maximum(k * (sizes[:, None] + sizes), 1), k=1)
     largest = np.argsort(-shares, axis=None, kind="stable")[:n_pairs]
     rows, columns = np.unravel_index(largest, shares.shape)
-    found = zip(rows.tolist(), columns.tolist(), strict=True)
-    return [ClassPair(a, b, float(shares[a, b])) for a, b in found if shares[a, b] > 0]
+    pairs = zip(rows.tolist(), columns.tolist(), strict=True)
+    return [ClassPair(a, b, float(shares[a, b])) for a, b in pairs if shares[a, b] > 0]

@@ -209,4 +209,4 @@ def latex(blocks: Sequence[Block]) -> str:
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return re.sub(r"[\\&%$#_{}~^]", lambda found: _LATEX[found.group()], one_line(text)).replace("±", r"$\pm$")
+    return re.sub(r"[\\&%$#_{}~^]", lambda match: _LATEX[match.group()], one_line(text)).replace("±", r"$\pm$")

@@ -58,12 +58,12 @@ def embed_report_again(run: Path, terminal: Terminal) -> None:
 
 
 def _write(embedded: Embedded, thumbnails: Sheet, terminal: Terminal) -> None:
-    found = charts(embedded)
+    chart_data = charts(embedded)
     suffixes = ("png", *embedded.options.figure_formats)
     with terminal.task("drawing", 5 * len(suffixes), "figure") as task:
         for suffix in suffixes:
-            draw(embedded, found, suffix, task)
-    page = write_embed_page(embedded, found, thumbnails)
+            draw(embedded, chart_data, suffix, task)
+    page = write_embed_page(embedded, chart_data, thumbnails)
     for table in tables(embedded):
         terminal.table(table)
     if embedded.differences:
@@ -71,11 +71,11 @@ def _write(embedded: Embedded, thumbnails: Sheet, terminal: Terminal) -> None:
     terminal.say(f"report: {page}")
 
 
-def draw(embedded: Embedded, found: Charts, suffix: str, task: Task) -> None:
+def draw(embedded: Embedded, chart_data: Charts, suffix: str, task: Task) -> None:
     """Write the figures/*.<suffix>: t-SNE, PCA, cosine histograms, class similarity and spectrum."""
     images, views = embedded.images, embedded.views
     names = [view.name for view in views]
-    ordered = [images.class_names[label] for label in found.order]
+    ordered = [images.class_names[label] for label in chart_data.order]
     drawn = {
         "tsne": lambda: plots.embedding_scatter(
             [(view.name, view.tsne) for view in views], images.labels, images.class_names, ("t-SNE 1", "t-SNE 2")
@@ -84,17 +84,17 @@ def draw(embedded: Embedded, found: Charts, suffix: str, task: Task) -> None:
             [(view.name, view.pca.points) for view in views], images.labels, images.class_names, ("PCA 1", "PCA 2")
         ),
         "cosines": lambda: plots.cosine_histograms(
-            [(name, *pair) for name, pair in zip(names, found.histograms, strict=True)], found.centres
+            [(name, *pair) for name, pair in zip(names, chart_data.histograms, strict=True)], chart_data.centres
         ),
-        "similarity": lambda: plots.similarity_heatmap(list(zip(names, found.similarities, strict=True)), ordered),
-        "spectrum": lambda: plots.spectrum(list(zip(names, found.spectra, strict=True))),
+        "similarity": lambda: plots.similarity_heatmap(list(zip(names, chart_data.similarities, strict=True)), ordered),
+        "spectrum": lambda: plots.spectrum(list(zip(names, chart_data.spectra, strict=True))),
     }
     for name, figure in drawn.items():
         plots.save(figure(), embedded.run.figures / f"{name}.{suffix}")
         task.advance()
 
 
-def write_embed_page(embedded: Embedded, found: Charts, thumbnails: Sheet) -> Path:
+def write_embed_page(embedded: Embedded, chart_data: Charts, thumbnails: Sheet) -> Path:
     """Fill the page from what has been measured and drawn."""
     names = [view.name for view in embedded.views]
     return write_page(
@@ -112,7 +112,7 @@ def write_embed_page(embedded: Embedded, found: Charts, thumbnails: Sheet) -> Pa
         charts_note=CHARTS_NOTE,
         examples=examples(embedded, thumbnails),
         checkpoints=(CHECKPOINT_COLUMNS, [_checkpoint_row(view) for view in embedded.views]),
-        data=page_data(embedded, found, thumbnails),
+        data=page_data(embedded, chart_data, thumbnails),
         plotly=b64encode((PLOTLY / "plotly.min.js.gz").read_bytes()).decode(),
     )
 

@@ -57,11 +57,11 @@ def _histograms(view: View) -> tuple[Floats, Floats]:
     return positive, negative
 
 
-def page_data(embedded: Embedded, found: Charts, thumbnails: Sheet) -> dict[str, Any]:
+def page_data(embedded: Embedded, chart_data: Charts, thumbnails: Sheet) -> dict[str, Any]:
     """What embed.js reads as JSON; arrays travel as base64 of their little-endian bytes."""
     images = embedded.images
-    first_bin = min(int(np.flatnonzero(np.add(*pair))[0]) for pair in found.histograms)
-    ranges = [(np.nanmin(matrix), np.nanmax(matrix)) for matrix in found.similarities]
+    first_bin = min(int(np.flatnonzero(np.add(*pair))[0]) for pair in chart_data.histograms)
+    ranges = [(np.nanmin(matrix), np.nanmax(matrix)) for matrix in chart_data.similarities]
     names = images.class_names
     return {
         "ids": list(images.ids),
@@ -70,10 +70,10 @@ def page_data(embedded: Embedded, found: Charts, thumbnails: Sheet) -> dict[str,
         "columns": thumbnails.columns,
         "share_unit": PLAIN_SHARE.unit,
         "k": _neighbour_count(embedded.views[0]),
-        "order": found.order.tolist(),
-        "cosine_range": [float(found.centres[first_bin]) - 0.02, 1.0],
+        "order": chart_data.order.tolist(),
+        "cosine_range": [float(chart_data.centres[first_bin]) - 0.02, 1.0],
         "similarity_range": [float(min(low for low, _ in ranges)), float(max(high for _, high in ranges))],
-        "views": [_view_data(view, found, number) for number, view in enumerate(embedded.views)],
+        "views": [_view_data(view, chart_data, number) for number, view in enumerate(embedded.views)],
     }
 
 
@@ -81,10 +81,10 @@ def _neighbour_count(view: View) -> int:
     return min(SHOWN_NEIGHBOURS, view.analysis.pairs.neighbours.shape[1])
 
 
-def _view_data(view: View, found: Charts, number: int) -> dict[str, Any]:
+def _view_data(view: View, chart_data: Charts, number: int) -> dict[str, Any]:
     pairs, k = view.analysis.pairs, _neighbour_count(view)
-    positive, negative = found.histograms[number]
-    spectrum = found.spectra[number]
+    positive, negative = chart_data.histograms[number]
+    spectrum = chart_data.spectra[number]
     return {
         "name": view.name,
         "prediction": packed(view.prediction, "<u2"),
@@ -95,11 +95,11 @@ def _view_data(view: View, found: Charts, number: int) -> dict[str, Any]:
         "neighbours": packed(pairs.neighbours[:, :k], "<u4" if len(view.vectors) > 65_536 else "<u2"),
         "cosines": packed(np.round(COSINE_STEPS * pairs.neighbour_cosines[:, :k]), "i1"),
         "histogram": {
-            "centres": found.centres.round(4).tolist(),
+            "centres": chart_data.centres.round(4).tolist(),
             "positive": (PLAIN_SHARE.scale * positive).round(4).tolist(),
             "negative": (PLAIN_SHARE.scale * negative).round(4).tolist(),
         },
-        "similarity": packed(found.similarities[number], "<f4"),
+        "similarity": packed(chart_data.similarities[number], "<f4"),
         "spectrum": [float(f"{value:.4g}") for value in spectrum[spectrum > plots.NEGLIGIBLE]],
     }
 

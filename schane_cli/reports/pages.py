@@ -51,7 +51,7 @@ class Command:
 @cache
 def environment() -> Environment:
     """Jinja2 with autoescape; a name that a template does not know is an error, not an empty string."""
-    found = Environment(
+    jinja = Environment(
         loader=PackageLoader("schane_cli.reports"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -59,9 +59,9 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=_text,
     )
-    found.globals |= {"asset": asset, "parts": found.get_template("parts.html.j2").module}
-    found.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
-    return found
+    jinja.globals |= {"asset": asset, "parts": jinja.get_template("parts.html.j2").module}
+    jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    return jinja
 
 
 def _text(value: Any) -> Any:

@@ -51,9 +51,9 @@ def _grid_report(file: StudyFile, summary: Mapping[str, Any], folder: Path, term
 
 def _runs(file: StudyFile, trial: Mapping[str, Any]) -> list[Run]:
     """The finished runs of a trial, called by what varies within a training set."""
-    told = " ".join(part for part in trial["label"].split(" ") if part.split("=")[0] not in _OF_TRAIN_SET)
+    label = " ".join(part for part in trial["label"].split(" ") if part.split("=")[0] not in _OF_TRAIN_SET)
     return [
-        make_run(run["run"], study_recipe(file, trial["values"], run["seed"], {}).flat(), run, told or "base")
+        make_run(run["run"], study_recipe(file, trial["values"], run["seed"], {}).flat(), run, label or "base")
         for run in trial["runs"]
     ]
 

@@ -385,7 +385,7 @@ class Trainer:
     def _validate(self, model: SchaneModel) -> tuple[float, float]:
         settings = self.recipe.train
         views = self.recipe.augment.views
-        found = extract(
+        features = extract(
             model,
             self.job.val,
             self.job.spec,
@@ -394,8 +394,8 @@ class Trainer:
             workers=worker_count(self.recipe.data, self.job.val),
             amp=settings.amp,
         )
-        accuracy = (found.logits.argmax(1) == found.labels).double().mean().item()
-        return accuracy, F.cross_entropy(found.logits.double(), found.labels).item()
+        accuracy = (features.logits.argmax(1) == features.labels).double().mean().item()
+        return accuracy, F.cross_entropy(features.logits.double(), features.labels).item()
 
     def _packs(self) -> bool:
         """Whether this process takes part in packing weights: the one that writes, or all where each holds a share."""
