@@ -3,8 +3,10 @@
 import ctypes
 import json as jsonlib
 import os
+import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,25 @@ import typer
 from schane_cli import __version__
 from schane_cli.errors import BadRequest, SchaneError, require_package
 from schane_cli.flags import RecipeValues, complete_recipe, recipe_flags, refuse_training_values
+from schane_cli.preflight import (
+    EXPORT_FORMATS,
+    PROJECTIONS,
+    REVIEW_SPLITS,
+    SPLITS,
+    EmbedOptions,
+    PredictOptions,
+    find_checkpoint,
+    require_choice,
+    require_epochs,
+    require_images,
+    require_known,
+    require_machine,
+    require_place,
+    require_request,
+    resumed_recipe,
+    run_to_resume,
+    split_arguments,
+)
 from schane_cli.recipe import (
     Recipe,
     build_recipe,
@@ -28,6 +49,7 @@ from schane_cli.recipe import (
     resolve_recipe,
     to_yaml,
 )
+from schane_cli.run import RunFolder, new_run_path, write_text
 
 if TYPE_CHECKING:
     from schane_cli.terminal import Terminal
@@ -75,44 +97,92 @@ Split = Annotated[str, typer.Option("--split", help="train, val or test")]
 
 
 def _resolve(
-    recipe: str | None, values: RecipeValues, resume: str | None, out: Path | None, terminal: "Terminal"
+    command: str, recipe: str | None, values: RecipeValues, resume: str | None, out: Path | None, terminal: "Terminal"
 ) -> Recipe:
     """The recipe to run, that of the run folder where `resume` names one; prints what differs from the recipe file."""
     if resume is not None and resume != "auto":
         for flag, value in (("--recipe", recipe), ("--out", out)):
             if value is not None:
                 raise BadRequest(f"{flag} does not act with --resume {resume}: the run has its own")
-        from schane_cli.commands.finetune import resumed_recipe
-
-        return resumed_recipe(Path(resume), values)
+        return resumed_recipe(command, Path(resume), values)
     given = {key: value for key, value in values.items() if key != "data.dataset"}
     resolved, changed = resolve_recipe(recipe=recipe, dataset=values.get("data.dataset"), overrides=given)
+    require_machine(resolved.flat())
+    require_known(resolved)
+    _require_data(resolved.data.dataset)
+    if resume != "auto":
+        require_place(out)
     for line in changed:
         terminal.say(f"changed   {line}")
     return resolved
+
+
+def _require_data(names: str | None) -> None:
+    """BadRequest for datasets, given as A,B, that are not known or not there."""
+    if names:
+        from schane_cli.datasets.catalog import require_source
+
+        for name in names.split(","):
+            require_source(name)
 
 
 def _to_resume(command: str, resume: str | None, recipe: Recipe, out: Path | None, terminal: "Terminal") -> Path | None:
     """The folder of the run to resume, the same on every process; None for a new run."""
     if resume != "auto":
         return Path(resume) if resume is not None else None
-    from schane_cli.commands.finetune import unfinished_run
     from schane_cli.distributed import on_first
 
-    stopped = on_first(lambda: unfinished_run(command, recipe, out))
+    stopped = on_first(lambda: run_to_resume(command, recipe, out))
     if stopped is not None:
         terminal.say(f"resuming  {stopped}")
     return stopped
 
 
+def _end_if_done(command: str, recipe: Recipe, out: Path | None, as_json: bool, terminal: "Terminal") -> None:
+    """End with the summary where `--resume auto --out X` finds its run finished: a queue gave the job out again."""
+    run = RunFolder(out) if out is not None else None
+    if run is None or run.state != "reported" or run_to_resume(command, recipe, run.path) is None:
+        return
+    terminal.say(f"finished already; report at {run.page}")
+    _finish({**run.read_summary(), "run": str(run.path)}, as_json)
+    raise typer.Exit
+
+
+def _end_if_only_the_page_is_missing(
+    place: Path | None, as_json: bool, terminal: "Terminal", resuming: bool = False
+) -> None:
+    """Draw the page of a run folder that this very command finished but for its page, and end with its summary.
+
+    With `resuming` the command need not be the same.
+    """
+    run = RunFolder(place) if place is not None else None
+    first = _rank() == 0  # its page may be there when the others look
+    if run is None or run.state not in ({"finished"} if first else {"finished", "reported"}):
+        return
+    if not resuming and run.read_environment().get("command", [])[1:] != sys.argv[1:]:
+        return
+    _first_process_only()
+    shutil.rmtree(run.parts, ignore_errors=True)  # of schane predict, killed just before it removed them
+    from schane_cli.reports.report import report as run_report
+
+    run_report(run.path, terminal)
+    _finish({**run.read_summary(), "run": str(run.path)}, as_json)
+    raise typer.Exit
+
+
+def _rank() -> int:
+    """This process's number in a launch by torchrun, before torch is imported."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def _first_process_only() -> None:
     """Under torchrun, end all processes but the first: the command's work is one process's."""
-    if os.environ.get("RANK", "0") != "0":
+    if _rank() != 0:
         raise typer.Exit
 
 
 def _finish(summary: Mapping[str, Any], as_json: bool) -> None:
-    if as_json:
+    if as_json and _rank() == 0:
         from schane_cli.run import plain
 
         print(jsonlib.dumps(plain(summary)))
@@ -134,12 +204,14 @@ def finetune(
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
-    if seeds is not None and ("seed" in values or resume == "auto"):
-        raise BadRequest("--seeds goes without --seed, and with --resume FOLDER rather than --resume auto")
-    listed = parse_seeds(seeds, "--seeds") if seeds is not None else []
-    if len(listed) == 1:
-        raise BadRequest(f"--seeds {seeds} names one seed; --seed runs one")
-    resolved = _resolve(recipe, values, None if listed else resume, out, terminal)
+    listed = _listed_seeds(seeds, values, resume, out)
+    resolved = _resolve("finetune", recipe, values, "auto" if listed and resume else resume, out, terminal)
+    require_epochs(resolved)
+    if listed:
+        resolved = resolved.model_copy(update={"seed": listed[0]})
+    command = f"finetune --seeds {','.join(map(str, listed))}" if listed else "finetune"
+    if resume == "auto":
+        _end_if_done(command, resolved, out, json, terminal)
 
     from schane_cli.commands.finetune import finetune as run_finetune
     from schane_cli.commands.finetune import finetune_seeds
@@ -147,15 +219,30 @@ def finetune(
     from schane_cli.reports.finetune import finetune_report, seeds_report
 
     with process_group(resolved.device):
-        if seeds is not None:
-            folder = Path(resume) if resume else None
-            summary = finetune_seeds(resolved, listed, out=out, terminal=terminal, resume=folder)
+        resumed = _to_resume(command, resume, resolved, out, terminal)
+        if listed:
+            summary = finetune_seeds(resolved, listed, out=out, terminal=terminal, resume=resumed)
         else:
-            resumed = _to_resume("finetune", resume, resolved, out, terminal)
             summary = run_finetune(resolved, out=out, terminal=terminal, resume=resumed)
         if rank() == 0:
             (finetune_report if seeds is None else seeds_report)(Path(summary["run"]), terminal)
             _finish(summary, json)
+
+
+def _listed_seeds(seeds: str | None, values: RecipeValues, resume: str | None, out: Path | None) -> list[int]:
+    """The numbers of --seeds, at least two; none without it."""
+    if seeds is None:
+        return []
+    if "seed" in values:
+        raise BadRequest("--seeds goes without --seed")
+    if resume == "auto" and out is None:
+        raise BadRequest("--seeds with --resume auto needs --out FOLDER, the one of the first call")
+    if resume not in {None, "auto"} and out is not None:
+        raise BadRequest(f"--out does not act with --resume {resume}: the run has its own")
+    listed = parse_seeds(seeds, "--seeds")
+    if len(listed) == 1:
+        raise BadRequest(f"--seeds {seeds} names one seed; --seed runs one")
+    return listed
 
 
 @app.command(epilog="Examples: schane fewshot --shots 5 | schane fewshot RUN_A RUN_B --shots 1,5 --protocol rfs")
@@ -194,14 +281,21 @@ def fewshot(
     values = {**(protocol_values(protocol) if protocol else {}), **values}
     if checkpoints:
         refuse_training_values(values)
+        _require_data(values.get("data.dataset"))
+        require_place(out)
+        for checkpoint in checkpoints:
+            find_checkpoint(checkpoint)
         for name, given in (("recipe", recipe), ("resume", resume)):
             if given is not None:
                 raise BadRequest(f"--{name} does not act with a checkpoint, which brings its own recipe")
+        _end_if_only_the_page_is_missing(out, json, terminal)
         from schane_cli.commands.fewshot import checkpoint_recipe
 
         resolved = checkpoint_recipe(checkpoints[0], values)
     else:
-        resolved = _resolve(recipe, values, resume, out, terminal)
+        resolved = _resolve("fewshot", recipe, values, resume, out, terminal)
+        if resume == "auto":
+            _end_if_done("fewshot", resolved, out, json, terminal)
 
     from schane_cli.commands.fewshot import fewshot as run_fewshot
     from schane_cli.distributed import process_group, rank
@@ -234,10 +328,13 @@ def _own_photos(
     """`schane fewshot --support`: one's own photos in place of a dataset's episodes."""
     if checkpoints:
         refuse_training_values(values)
+        find_checkpoint(checkpoints[0])
+    require_place(out)
+    _require_data(f"folder:{support}")
     resolved, _ = resolve_recipe(recipe=recipe, dataset=f"folder:{support}", overrides=values)
+    _end_if_only_the_page_is_missing(out, json, terminal)
 
     from schane_cli.commands.fewshot_folder import fewshot_folder
-    from schane_cli.commands.predict import PredictOptions
     from schane_cli.distributed import process_group
     from schane_cli.reports.predict import predict_report
 
@@ -277,13 +374,21 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score a checkpoint: accuracy, calibration, mistakes and throughput, with n and intervals."""
+    from schane_cli.terminal import Terminal
+
+    terminal = Terminal(json=json)
+    find_checkpoint(checkpoint)
+    require_choice("split", split, SPLITS)
+    for names in (dataset, ood):
+        _require_data(names)
+    require_place(out)
+    _end_if_only_the_page_is_missing(out, json, terminal)
+
     from schane_cli.commands.evaluate import Extras
     from schane_cli.commands.evaluate import evaluate as run_evaluate
     from schane_cli.distributed import process_group, rank
     from schane_cli.reports.evaluate import eval_report
-    from schane_cli.terminal import Terminal
 
-    terminal = Terminal(json=json)
     with process_group(values.get("device", "auto")):
         summary = run_evaluate(
             checkpoint,
@@ -335,12 +440,24 @@ def predict(
     terminal = Terminal(json=json)
     if (resume is None) == (not arguments):
         raise BadRequest("schane predict takes RUN and IMAGES, or --resume FOLDER alone")
+    options = PredictOptions(top_k, embedding, min_confidence, None if copy_to is None else str(copy_to), link)
+    options.check()
+    if arguments:
+        runs, sources = split_arguments(arguments)
+        for run in runs:
+            find_checkpoint(run)
+        require_images(sources)
+    if resume is not None:
+        if out is not None:
+            raise BadRequest(f"--out does not act with --resume {resume}: the run has its own")
+        require_request(resume)
+    require_place(out)
+    _end_if_only_the_page_is_missing(out or resume, json, terminal, resuming=resume is not None)
 
-    from schane_cli.commands.predict import PredictOptions, name_one_file, predict_request
+    from schane_cli.commands.predict import name_one_file, predict_request
     from schane_cli.distributed import process_group
     from schane_cli.reports.predict import predict_report
 
-    options = PredictOptions(top_k, embedding, min_confidence, None if copy_to is None else str(copy_to), link)
     if json and out is None and arguments:
         answer = name_one_file(arguments, options, values, terminal)
         if answer is not None:
@@ -380,19 +497,27 @@ def embed(
     json: Json = False,
 ) -> None:
     """Measure and draw embeddings: tables, quality with intervals, pictures, and a page to explore."""
-    from schane_cli.commands.embed import EmbedOptions
-    from schane_cli.commands.embed import embed as run_embed
-    from schane_cli.distributed import process_group
-    from schane_cli.reports.embed import embed_report
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
-    if images or projection != "tsne":
+    options = EmbedOptions(split, layer, points, perplexity, npy, tuple(figures or ()))
+    options.check()
+    for checkpoint in checkpoints:
+        find_checkpoint(checkpoint)
+    _require_data(values.get("data.dataset"))
+    require_place(out)
+    require_choice("--projection", projection, PROJECTIONS)
+    if (images or projection != "tsne") and (
+        not images or len(checkpoints) > 1 or "data.dataset" in values or npy or figures
+    ):
+        raise BadRequest("--images goes with one checkpoint, --projection, --perplexity, --out and --device alone")
+    _end_if_only_the_page_is_missing(out, json, terminal)
+    if images or any(checkpoint.suffix == ".parquet" for checkpoint in checkpoints):
+        _first_process_only()
+    if images:
         from schane_cli.commands.embed_unlabelled import embed_unlabelled
         from schane_cli.reports.embed_unlabelled import unlabelled_report
 
-        if not images or len(checkpoints) > 1 or "data.dataset" in values or npy or figures:
-            raise BadRequest("--images goes with one checkpoint, --projection, --perplexity, --out and --device alone")
         summary = embed_unlabelled(
             checkpoints[0],
             images,
@@ -405,10 +530,10 @@ def embed(
         unlabelled_report(Path(summary["run"]), terminal)
         _finish(summary, json)
         return
-    formats = tuple(figures or ())
-    options = EmbedOptions(
-        split=split, layer=layer, points=points, perplexity=perplexity, npy=npy, figure_formats=formats
-    )
+    from schane_cli.commands.embed import embed as run_embed
+    from schane_cli.distributed import process_group
+    from schane_cli.reports.embed import embed_report
+
     with process_group(values.get("device", "auto")):
         embedded = run_embed(checkpoints, overrides=values, options=options, out=out, terminal=terminal)
     if embedded is not None:
@@ -426,11 +551,18 @@ def review(
     json: Json = False,
 ) -> None:
     """Find likely label errors, near-duplicates, outliers and look-alikes in a run's data, and a page to decide."""
-    from schane_cli.commands.review import review as run_review
-    from schane_cli.reports.review import review_report
+    _first_process_only()
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
+    find_checkpoint(checkpoint)
+    require_choice("split", split, REVIEW_SPLITS)
+    require_place(out)
+    _end_if_only_the_page_is_missing(out, json, terminal)
+
+    from schane_cli.commands.review import review as run_review
+    from schane_cli.reports.review import review_report
+
     summary = run_review(checkpoint, split=split, overrides=values, out=out, terminal=terminal)
     review_report(Path(summary["run"]), terminal)
     _finish(summary, json)
@@ -493,6 +625,10 @@ def export(
 ) -> None:
     """Write a checkpoint's backbone for timm or ONNX, and compare it with the original."""
     _first_process_only()
+    require_choice("--format", format, EXPORT_FORMATS)
+    find_checkpoint(checkpoint)
+    if out is not None and out.exists():
+        raise BadRequest(f"{out} exists already; choose another --out")
     from schane_cli.commands.export import export as run_export
     from schane_cli.terminal import Terminal
 
@@ -532,13 +668,14 @@ def compare(
     _first_process_only()
     from schane_cli.commands.compare import compare as run_compare
     from schane_cli.reports.compare import write_comparison
-    from schane_cli.run import new_run_path, refuse_existing
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
     blocks, notes = run_compare(runs, metric=metric, baseline=baseline, common_seeds=common_seeds)
-    folder = refuse_existing(out or new_run_path("compare", blocks[0].metric))
-    _finish(write_comparison(blocks, notes, folder, terminal), json)
+    folder = RunFolder(out or new_run_path("compare", blocks[0].metric))
+    folder.create_comparison()
+    with closing(folder):
+        _finish(write_comparison(blocks, notes, folder.path, terminal), json)
 
 
 @app.command(epilog="Example: schane report results/finetune/RUN")
@@ -548,6 +685,7 @@ def report(
 ) -> None:
     """Draw the pictures and the page of a finished run again, from its folder alone."""
     _first_process_only()
+    RunFolder(run).require_summary()
     from schane_cli.reports.report import report as run_report
     from schane_cli.terminal import Terminal
 
@@ -571,6 +709,10 @@ def study(
     --data-root, --init and --device describe this machine; everything else is in the file.
     """
     machine = {key: str(value) for key, value in values.items()}
+    from schane_cli.commands.study_file import read_study, recipes_of
+
+    for recipe in recipes_of(read_study(file), machine):
+        _require_data(recipe.data.dataset)
     require_package("schane study needs Optuna", "study", "optuna")
     from schane_cli.commands.study import study as run_study
     from schane_cli.reports.study import study_report
@@ -578,9 +720,9 @@ def study(
 
     terminal = Terminal(json=json)
     summary = run_study(file, out=out, storage=storage, machine=machine, retry_failed=retry_failed, terminal=terminal)
-    if os.environ.get("RANK", "0") == "0":  # several workers of one launch: the first reports
-        study_report(Path(summary["run"]), terminal)
-        _finish(summary, json)
+    _first_process_only()  # of several workers of one launch the first reports
+    study_report(Path(summary["run"]), terminal)
+    _finish(summary, json)
     if summary["trials_failed"]:
         raise typer.Exit(1)
 
@@ -618,7 +760,7 @@ def recipes_cp(
     if target.exists():
         raise BadRequest(f"{target} exists already; choose another name")
     try:
-        target.write_text(source.read_text())
+        write_text(target, source.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadRequest(f"{target} cannot be written: {error.strerror}") from None
     print(target)
@@ -682,6 +824,7 @@ def data_prepare(
     name: Annotated[str, typer.Argument(help="dataset name")], root: Root = _DEFAULT_ROOT, json: Json = False
 ) -> None:
     """Download, verify and unpack a dataset, or say what to fetch by hand; a stopped download resumes."""
+    _first_process_only()
     from schane_cli.datasets.prepare import info, prepare
     from schane_cli.terminal import Terminal
 
@@ -706,12 +849,15 @@ def data_check(
     json: Json = False,
 ) -> None:
     """Count images and classes, decode them, compare splits by content; exit code 1 if something is wrong."""
-    from schane_cli.datasets.check import check
+    from schane_cli.datasets.catalog import require_source
     from schane_cli.recipe import parse_set
     from schane_cli.terminal import Terminal, figures_table
 
     terminal = Terminal(json=json)
     settings = parse_set(assignments or ())
+    require_source(name)
+    from schane_cli.datasets.check import check
+
     verdict = check(name, root, terminal, sample=None if decode_all else 500, settings=settings)
     columns = ("images", "classes", "smallest_class", "largest_class")
     rows = [(split, *(f"{counts[key]:,}" for key in columns)) for split, counts in verdict.splits.items()]
@@ -753,8 +899,9 @@ def main(arguments: list[str] | None = None) -> None:
     # Before torch: waiting threads that spin make a small model ten times slower beside any other busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
+    given, sys.argv = sys.argv, sys.argv if arguments is None else [sys.argv[0], *arguments]  # environment.json has it
     try:
-        app(args=arguments)
+        app()
     except SchaneError as error:
         print(f"schane: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -766,6 +913,8 @@ def main(arguments: list[str] | None = None) -> None:
             f"schane: {place}{error.strerror}; the same command can be given again once that is mended", file=sys.stderr
         )
         sys.exit(1)
+    finally:
+        sys.argv = given
 
 
 if __name__ == "__main__":

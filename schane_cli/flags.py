@@ -19,6 +19,7 @@ import typer
 
 from schane_cli import plugins
 from schane_cli.errors import BadRequest
+from schane_cli.preflight import require_machine
 from schane_cli.recipe import check_keys, loss_names, parse_set, recipe_fields, recipe_names
 
 RecipeValues = dict[str, Any]
@@ -70,6 +71,7 @@ def recipe_flags(*keys: str, any_key: bool = False) -> Callable[[Callable[..., N
                 value = given.pop(name)
                 if value is not None:
                     values[key] = value.split(",") if _is_list(key) else value
+            require_machine(values)
             command(values=values, **given)
 
         run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # whatever is refused by looking at a run folder alone costs 
 
 RESULTS = Path("results")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # what a spreadsheet takes for a formula, and its own mark of text
+_LONGEST_LINE = 100_000  # characters
 State = Literal["none", "started", "stopped", "finished", "reported"]
 
 
@@ -110,6 +111,13 @@ class RunFolder:
         return self.state != "none"
 
     @property
+    def command(self) -> str:
+        """The command in the first line of recipe.yaml, such as `finetune --seeds 0,1`; empty where it has none."""
+        with self.recipe_file.open(encoding="utf-8", errors="replace") as file:
+            first = file.readline(_LONGEST_LINE)
+        return first.partition(": ")[2].strip() if first.startswith("#") else ""
+
+    @property
     def finished(self) -> bool:
         """Whether the run came to its summary."""
         return self.state in {"finished", "reported"}
@@ -161,7 +169,7 @@ class RunFolder:
         """BadRequest where the folder holds anything but the beginning of this very run."""
         if self.state == "started":
             changed = differences(self.read_recipe(), recipe, label="there")
-            if not changed and self._command() == one_line(command):
+            if not changed and self.command == one_line(command):
                 return
             if changed:
                 raise BadRequest(
@@ -175,11 +183,6 @@ class RunFolder:
         if self.state == "finished":
             raise BadRequest(f"{self.path} exists already and lacks only its page: schane report {self.path} draws it")
         refuse_existing(self.path)
-
-    def _command(self) -> str:
-        """The command in the first line of recipe.yaml."""
-        with self.recipe_file.open(encoding="utf-8") as file:
-            return file.readline().partition(": ")[2].strip()
 
     def _forget(self) -> None:
         """Remove what a run left that was stopped before its first checkpoint."""
@@ -218,7 +221,7 @@ class RunFolder:
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
         self._lock = weakref.finalize(self, os.close, lock)
-        for folder in (self.path, self.checkpoints):
+        for folder in (self.path, self.checkpoints, self.parts):
             for left in folder.glob(".*.tmp*"):
                 left.unlink(missing_ok=True)
 
@@ -247,6 +250,25 @@ class RunFolder:
             "curves have a gap; weights and figures are not affected"
         )
 
+    def create_comparison(self) -> None:
+        """Make and lock the folder of a comparison, which has no recipe; one that a dead process left is taken over.
+
+        The page is the last of its files, and all are made again within seconds.
+
+        Raises:
+            BadRequest: something else is there, or a whole comparison, or another process is writing it.
+        """
+        table = self.comparison_table
+        own = [table, table.with_suffix(".md"), table.with_suffix(".tex"), self.compared_runs]
+        own += [self.summary_file] if table.is_file() else []
+        refuse_existing(self.path, free=[file.name for file in own])
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock()
+            refuse_existing(self.path, free=[file.name for file in own])  # another process may have been faster
+        except OSError as error:
+            raise BadRequest(f"{self.path} cannot be written: {error.strerror or error}") from None
+
     def read_recipe(self) -> Recipe:
         """The resolved recipe that the run was made by; BadRequest where there is none that can be read."""
         return saved_recipe(read_recipe(self.recipe_file))
@@ -254,6 +276,11 @@ class RunFolder:
     def read_settings(self) -> dict[str, Any]:
         """The recipe's values by dotted key as they stand in the file, which an older version may have written."""
         return flatten(read_recipe(self.recipe_file))
+
+    def require_summary(self) -> None:
+        """BadRequest where no run was finished here."""
+        if not self.summary_file.is_file():
+            raise BadRequest(f"no finished run at {self.path}: it has no {self.summary_file.name}")
 
     def read_summary(self) -> dict[str, Any]:
         """The content of summary.json; BadRequest where there is none that can be read."""
@@ -317,10 +344,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def refuse_existing(path: Path) -> Path:
-    """The path, which must be free; BadRequest where something is there already."""
+def refuse_existing(path: Path, free: Collection[str] = ()) -> Path:
+    """The path, which must hold nothing but files named in `free`; BadRequest where something is there already."""
     if path.is_dir():
-        free = {RunFolder(path).lock_file.name, RunFolder(path).figures.name}  # of a process that died at once
+        free = {*free, RunFolder(path).lock_file.name, RunFolder(path).figures.name}  # of a process that died at once
         taken = any(entry.name not in free and ".tmp" not in entry.name for entry in path.iterdir())
     else:
         taken = path.exists() or path.is_symlink()
@@ -354,10 +381,14 @@ def temporary(path: Path) -> Path:
 
 
 def remove_dead(folder: Path) -> None:
-    """Remove the temporary files of processes of this machine that are no more."""
+    """Remove the temporary files and folders of processes of this machine that are no more."""
     for left in folder.glob(f".*.tmp-{socket.gethostname()}-*"):
         number = left.name.rpartition("-")[2]
-        if number.isdecimal() and not _is_alive(int(number)):
+        if not number.isdecimal() or _is_alive(int(number)):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
             left.unlink(missing_ok=True)
 
 

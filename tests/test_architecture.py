@@ -15,6 +15,7 @@ TOP = {
     "errors",
     "flags",
     "plugins",
+    "preflight",
     "recipe",
     "run",
     "terminal",
@@ -25,7 +26,7 @@ ALLOWED = {
     "fewshot": {"packages": set(), "modules": {"checks", "errors"}},
     "metrics": {"packages": set(), "modules": {"checks"}},
     "images": {"packages": set(), "modules": {"errors", "recipe", "distributed"}},
-    "models": {"packages": {"images"}, "modules": {"errors", "recipe", "run", "distributed"}},
+    "models": {"packages": {"images"}, "modules": {"errors", "preflight", "recipe", "run", "distributed"}},
     "datasets": {
         "packages": {"images"},
         "modules": {"errors", "plugins", "recipe", "run", "terminal", "distributed"},
@@ -40,7 +41,7 @@ ALLOWED = {
     },
     "commands": {
         "packages": {"datasets", "features", "fewshot", "images", "losses", "metrics", "models", "training"},
-        "modules": {"checks", "errors", "plugins", "recipe", "run", "terminal", "distributed"},
+        "modules": {"checks", "errors", "plugins", "preflight", "recipe", "run", "terminal", "distributed"},
     },
     "reports": {
         "packages": {"commands", "datasets", "features", "fewshot", "images", "metrics"},

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from schane_cli.commands.finetune import finetune, resumed_recipe, unfinished_run
+from schane_cli.commands.finetune import finetune
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.models.files import read_tensors
+from schane_cli.preflight import resumed_recipe, run_to_resume
 from schane_cli.run import RunFolder, read_csv, remove_dead, temporary, write_csv
 from schane_cli.terminal import Terminal
 from tests.jobs import run_tiny, tiny_recipe
@@ -51,7 +52,7 @@ def test_the_state_of_a_run_is_read_off_its_files(finished: Path, tmp_path: Path
 def test_a_run_killed_before_its_first_checkpoint_starts_anew_in_its_folder(finished: Path, tmp_path: Path) -> None:
     run = copy(finished, tmp_path / "run", ("summary.json", "checkpoints"))
     run.metrics_file.write_text('{"event": "step", "half a li')
-    assert unfinished_run("finetune", tiny_recipe(), run.path) == run.path
+    assert run_to_resume("finetune", tiny_recipe(), run.path) == run.path
     run_tiny(run.path, resume=True)
     again, before = read_tensors(run.best)["state_dict"], read_tensors(RunFolder(finished).best)["state_dict"]
     assert all(again[key].equal(value) for key, value in before.items())
@@ -75,10 +76,10 @@ def test_a_run_killed_before_its_page_is_not_trained_again(finished: Path, tmp_p
     run = copy(finished, tmp_path / "run", ("checkpoints",))
     assert run_tiny(run.path)["test_accuracy"] == RunFolder(finished).read_summary()["test_accuracy"]
     assert not run.checkpoints.exists()
-    assert resumed_recipe(run.path, {}) == tiny_recipe()
+    assert resumed_recipe("finetune", run.path, {}) == tiny_recipe()
     run.page.write_text("")
     with pytest.raises(BadRequest, match="is finished; schane eval"):
-        resumed_recipe(run.path, {})
+        resumed_recipe("finetune", run.path, {})
 
 
 def test_a_folder_that_a_living_process_writes_is_refused_and_a_dead_ones_is_not(
@@ -100,7 +101,7 @@ def test_a_folder_that_a_living_process_writes_is_refused_and_a_dead_ones_is_not
 def test_resume_auto_passes_over_foreign_and_unreadable_folders(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("schane_cli.commands.finetune.RESULTS", tmp_path)
+    monkeypatch.setattr("schane_cli.preflight.RESULTS", tmp_path)
     stopped = copy(finished, tmp_path / "finetune" / "a-stopped", ("summary.json",))
     for name, content in {"b-old": "model: {gone: 1}", "c-broken": "[", "d-binary": "\x00\xff"}.items():
         folder = tmp_path / "finetune" / name
@@ -108,8 +109,8 @@ def test_resume_auto_passes_over_foreign_and_unreadable_folders(
         (folder / "recipe.yaml").write_text(content)
     (tmp_path / "finetune" / "z-note.txt").write_text("a file")
     copy(finished, tmp_path / "finetune" / "e-finished").page.write_text("")
-    assert unfinished_run("finetune", tiny_recipe(), None) == stopped.path
-    assert unfinished_run("finetune", tiny_recipe(seed=7), None) is None
+    assert run_to_resume("finetune", tiny_recipe(), None) == stopped.path
+    assert run_to_resume("finetune", tiny_recipe(seed=7), None) is None
 
 
 @pytest.mark.parametrize("kept", ["nothing", "half a line"])
@@ -132,7 +133,7 @@ def test_a_recipe_edited_before_a_resume_is_refused_with_its_keys(finished: Path
     run = copy(finished, tmp_path / "run", ("summary.json",))
     run.recipe_file.write_text(run.recipe_file.read_text().replace("lr: 0.003", "lr: 0.5"))
     with pytest.raises(BadRequest, match=r"was changed since the run began: train.lr 0.5 \(checkpoint 0.003\)"):
-        finetune(resumed_recipe(run.path, {}), out=None, terminal=QUIET, resume=run.path)
+        finetune(resumed_recipe("finetune", run.path, {}), out=None, terminal=QUIET, resume=run.path)
 
 
 def test_half_written_files_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ import torch
 from schane_cli.commands.embed_tables import predictions, read_embeddings, write_npy, write_table
 from schane_cli.commands.evaluate import select_images
 from schane_cli.distributed import on_first, rank
-from schane_cli.errors import BadRequest, nearest, refusing
+from schane_cli.errors import BadRequest, refusing
 from schane_cli.features.store import FeatureStore, stored_features
 from schane_cli.images.imageset import ImageSet
 from schane_cli.metrics import embedding as quality
@@ -24,37 +24,13 @@ from schane_cli.metrics.embedding import EmbeddingAnalysis, PairedDifference
 from schane_cli.metrics.projection2d import PrincipalComponents, principal_components, tsne
 from schane_cli.metrics.registry import metric
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
+from schane_cli.preflight import EmbedOptions
 from schane_cli.recipe import Recipe, build_recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label, write_csv
 from schane_cli.terminal import Terminal
 
 Result = TypeVar("Result")
-Layer = Literal["embedding", "projection", "logits"]
-VECTOR_FORMATS = ("pdf", "svg")
 SEED = 0  # of the resamples, the sample of points, k-means and t-SNE: one seed makes checkpoints comparable
-
-
-@dataclass(frozen=True)
-class EmbedOptions:
-    """What of a checkpoint is looked at: which split, which output, how many points, which neighbourhood size."""
-
-    split: str = "test"
-    layer: str = "embedding"
-    points: int = 10_000  # figures and pictures of at most so many images, drawn at random
-    perplexity: float = 30.0
-    npy: bool = False
-    figure_formats: tuple[str, ...] = ()  # beside PNG
-
-    def check(self) -> None:
-        """Raises BadRequest for a value that is not allowed."""
-        if self.layer not in get_args(Layer):
-            allowed = ", ".join(get_args(Layer))
-            raise BadRequest(f"unknown layer {self.layer!r}; allowed: {allowed}{nearest(self.layer, get_args(Layer))}")
-        if self.perplexity < 1 or self.points < 1:
-            raise BadRequest(f"--perplexity and --points must be at least 1; got {self.perplexity:g} and {self.points}")
-        for wanted in self.figure_formats:
-            if wanted not in VECTOR_FORMATS:
-                raise BadRequest(f"unknown figure format {wanted!r}; allowed: {', '.join(VECTOR_FORMATS)} (beside png)")
 
 
 @dataclass(frozen=True)

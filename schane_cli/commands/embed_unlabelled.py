@@ -15,10 +15,10 @@ from schane_cli.images.thumbnail import thumbnail_webp
 from schane_cli.metrics.bootstrap import Floats, Ints
 from schane_cli.metrics.curation import Neighbourhood, neighbourhood, outliers, perceptual_hash
 from schane_cli.metrics.projection2d import tsne, umap
+from schane_cli.preflight import PROJECTIONS, require_choice
 from schane_cli.run import RunFolder, new_run_path, plain
 from schane_cli.terminal import Terminal
 
-PROJECTIONS = ("tsne", "umap")
 FEWEST = 4
 SHOWN = 200  # pairs of near-duplicates and outliers on the page
 SEED = 0
@@ -39,8 +39,7 @@ def embed_unlabelled(
     Raises:
         BadRequest: no images, fewer than four that can be read, an unknown projection or one not installed.
     """
-    if projection not in PROJECTIONS:
-        raise BadRequest(f"unknown --projection {projection!r}; allowed: {', '.join(PROJECTIONS)}")
+    require_choice("--projection", projection, PROJECTIONS)
     if projection == "umap":
         require_package("--projection umap needs umap-learn", "umap", "umap")
     images, notes = images_to_name(sources, overrides)

@@ -22,6 +22,7 @@ from schane_cli.metrics import classification as metrics
 from schane_cli.metrics.classification import Calibration, ClassMeans
 from schane_cli.metrics.intervals import Estimate
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
+from schane_cli.preflight import SPLITS, require_choice
 from schane_cli.recipe import DataRecipe, Recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label, write_csv
 from schane_cli.terminal import Terminal
@@ -101,8 +102,7 @@ def select_images(loaded: Loaded, data: DataRecipe, split: str) -> tuple[ImageSe
     Raises:
         BadRequest: a class of the checkpoint is missing from the dataset, or the split's name is unknown.
     """
-    if split not in {"train", "val", "test"}:
-        raise BadRequest(f"unknown split {split!r}; allowed: train, val, test")
+    require_choice("split", split, SPLITS)
     splits = load_splits(data)
     splits.notes.extend(_moved_note(loaded, splits, data))
     images: ImageSet = getattr(splits, split)

@@ -12,19 +12,21 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import save_for_hf
 
 from schane_cli.commands.model_card import model_card
-from schane_cli.errors import BadRequest, SchaneError, nearest, require_package
+from schane_cli.errors import BadRequest, SchaneError, require_package
 from schane_cli.features.extract import normalise
 from schane_cli.images.preprocessing import eval_transform
 from schane_cli.models.backbone import architecture_arguments, one_line
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.models.model import architecture
-from schane_cli.run import new_run_path
+from schane_cli.preflight import require_choice
+from schane_cli.run import new_run_path, remove_dead, temporary
 from schane_cli.terminal import Terminal
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -40,26 +42,14 @@ def export(checkpoint: Path, *, format: str, out: Path | None, terminal: Termina
 
     Raises:
         BadRequest: an unknown format, a missing extra, a checkpoint that cannot be read, a folder that is there.
-        SchaneError: the exported model does not compute what the checkpoint does.
+        SchaneError: the exported model does not compute what the checkpoint does, or cannot be written.
     """
-    if format not in FORMATS:
-        raise BadRequest(f"unknown --format {format!r}{nearest(format, FORMATS)}; allowed: {', '.join(FORMATS)}")
+    require_choice("--format", format, FORMATS)
     if format == "onnx":
         require_package("--format onnx needs onnx, onnxscript and onnxruntime", "onnx", *ONNX_PACKAGES)
     loaded = load_checkpoint(checkpoint)
     out = out or new_run_path("export", architecture(loaded.model), format)
-    if out.exists():
-        raise BadRequest(f"{out} exists already; choose another --out")
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        difference = FORMATS[format](loaded, unfinished)
-        unfinished.rename(out)
-    except OSError as error:
-        raise BadRequest(f"{out} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    difference = _written(FORMATS[format], loaded, out)
     largest = float(np.abs(_scored(loaded, len(_SHAPES))).max())
     files = sorted(path.name for path in out.iterdir())
     terminal.say(f"exported  {out}: {', '.join(files)}")
@@ -71,6 +61,30 @@ def export(checkpoint: Path, *, format: str, out: Path | None, terminal: Termina
         "max_abs_difference": difference,
         "max_abs_logit": largest,
     }
+
+
+def _written(write: Callable[[Loaded, Path], float], loaded: Loaded, out: Path) -> float:
+    """What `write` returns; the folder that it fills is `out` once it is whole."""
+    _refuse_taken(out)
+    unfinished = temporary(out)
+    try:
+        unfinished.mkdir(parents=True)
+        remove_dead(out.parent)
+        difference = write(loaded, unfinished)
+        _refuse_taken(out)  # another process may have been faster
+        unfinished.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise SchaneError(
+            f"{out} cannot be written: {getattr(error, 'strerror', None) or error}; nothing was kept"
+        ) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return difference
+
+
+def _refuse_taken(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise BadRequest(f"{out} exists already; choose another --out")
 
 
 def _to_timm(loaded: Loaded, folder: Path) -> float:

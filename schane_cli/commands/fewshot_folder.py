@@ -13,7 +13,7 @@ from schane_cli.commands.calibration import Calibrated, calibrate
 from schane_cli.commands.evaluate import flat
 from schane_cli.commands.predict import PredictOptions, Predictor, images_to_name, name_images, stream
 from schane_cli.datasets.folders import class_folder_set
-from schane_cli.distributed import rank
+from schane_cli.distributed import on_first, rank
 from schane_cli.errors import BadRequest
 from schane_cli.features.stream import StreamedBatch
 from schane_cli.fewshot.own_photos import Linear, judge
@@ -87,7 +87,7 @@ def fewshot_folder(
     expected = learn(predictor, photos, terminal)
     for line in expected_sentences(expected):
         terminal.say(line)
-    run = RunFolder(out or new_run_path("fewshot", support.resolve().name, "own"))
+    run = RunFolder(on_first(lambda: out or new_run_path("fewshot", support.resolve().name, "own")))
     summary = {
         "command": "fewshot",
         "support": str(support),

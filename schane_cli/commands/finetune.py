@@ -14,8 +14,9 @@ from schane_cli.errors import BadRequest
 from schane_cli.metrics.intervals import t_interval
 from schane_cli.metrics.registry import metric
 from schane_cli.models.checkpoint import load_checkpoint
-from schane_cli.recipe import Recipe, build_recipe, differences, set_key
-from schane_cli.run import RESULTS, RunFolder, new_run_path, recipe_label
+from schane_cli.preflight import require_epochs
+from schane_cli.recipe import Recipe
+from schane_cli.run import RunFolder, new_run_path, recipe_label
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted
 from schane_cli.training.job import announce, describe, prepare, train
@@ -30,7 +31,7 @@ def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Pa
         SchaneError: a run that failed on the way.
     """
     started = time.perf_counter()
-    refuse_no_epochs(recipe)
+    require_epochs(recipe)
     splits = load_splits(recipe.data)
     recipe = sized(recipe, len(splits.train))
     done = finished_before(recipe, resume or out)
@@ -74,14 +75,6 @@ def finished_before(recipe: Recipe, path: Path | None) -> dict[str, Any] | None:
     return on_first(summary)
 
 
-def refuse_no_epochs(recipe: Recipe) -> None:
-    """BadRequest for a run whose classifier would be scored untrained."""
-    if recipe.train.epochs == 0:
-        raise BadRequest(
-            "train.epochs 0 leaves the classifier untrained; only schane fewshot, which needs none, takes it"
-        )
-
-
 @reading_once()
 def finetune_seeds(
     recipe: Recipe, seeds: Sequence[int], *, out: Path | None, terminal: Terminal, resume: Path | None = None
@@ -90,7 +83,7 @@ def finetune_seeds(
 
     Finished seeds are kept and a stopped one is resumed, so that `resume` is the folder of an earlier call.
     """
-    refuse_no_epochs(recipe)
+    require_epochs(recipe)
     recipe = recipe.model_copy(update={"seed": seeds[0]})
     path = on_first(lambda: resume or out or new_run_path("finetune", f"{recipe_label(recipe)}-seeds"))
     done = finished_before(recipe, path)
@@ -158,58 +151,3 @@ def summarise_seeds(summaries: Sequence[Mapping[str, Any]], path: Path) -> dict[
         "runs": [summary["run"] for summary in summaries],
         "run": str(path),
     }
-
-
-def resumed_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe of the run to resume; BadRequest where there is none, it is finished, or a value differs.
-
-    A run without its page is taken too: the page is all that is made then.
-    """
-    run = RunFolder(path)
-    if not run.exists:
-        raise BadRequest(f"nothing to resume at {path}: it holds no {run.recipe_file.name}")
-    if run.state == "reported":
-        raise BadRequest(
-            f"the run at {path} is finished; schane eval {path} scores it again, schane report {path} draws its page"
-        )
-    before = run.read_recipe()
-    tree = before.model_dump(mode="json")
-    for key, value in overrides.items():
-        set_key(tree, key, value)
-    changed = differences(before, build_recipe(tree), label="run")
-    if changed:
-        raise BadRequest(f"a resumed run keeps its recipe; these differ: {'; '.join(changed)}")
-    return before
-
-
-def unfinished_run(command: str, recipe: Recipe, out: Path | None) -> Path | None:
-    """What `--resume auto` resumes: `out`, or the newest unfinished run of this very recipe; None: a new run.
-
-    A folder that is no run of this recipe, or cannot be read, is passed over.
-    """
-    if out is not None:
-        candidates = [RunFolder(out)]
-    else:
-        places = [place for place in (RESULTS / command).glob("*") if place.is_dir()]
-        candidates = [RunFolder(place) for place in sorted(places, key=_changed_at, reverse=True)]
-    return next((run.path for run in candidates if _is_unfinished(run, recipe)), None)
-
-
-def _changed_at(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # removed since it was listed
-        return 0.0
-
-
-def _is_unfinished(run: RunFolder, recipe: Recipe) -> bool:
-    try:
-        if run.state not in {"started", "stopped", "finished"}:
-            return False
-        stored = run.read_recipe()
-        if recipe.train.seen_images is not None:  # the run's data said how many epochs and how large a batch that makes
-            made = {key: getattr(stored.train, key) for key in ("epochs", "batch_size", "chunk_size")}
-            recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=made)})
-        return stored == recipe
-    except (BadRequest, OSError):  # a run of another release, or no run at all
-        return False

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,45 +20,26 @@ import torch.distributed as dist
 from schane_cli.commands.calibration import Calibrated, calibrated_probabilities, calibration_of_mean
 from schane_cli.commands.evaluate import flat
 from schane_cli.commands.predict_copies import copy_images, prepare_copies
+from schane_cli.datasets.catalog import parse_source
 from schane_cli.datasets.load import source_parts
-from schane_cli.datasets.sources import parse_source
 from schane_cli.datasets.tables import read_csv
 from schane_cli.datasets.unlabelled import unlabelled
-from schane_cli.distributed import rank, same_everywhere, world_size
+from schane_cli.distributed import on_first, rank, same_everywhere, world_size
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.features.stream import StreamedBatch, stream_outputs
 from schane_cli.images.imageset import Files, ImageSet
 from schane_cli.images.loader import worker_count
 from schane_cli.images.thumbnail import thumbnail_webp
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
+from schane_cli.preflight import PredictOptions, require_request, split_arguments
 from schane_cli.recipe import Recipe, build_recipe
-from schane_cli.run import RunFolder, new_run_path, pick_device, plain, read_json, write_json
+from schane_cli.run import RunFolder, new_run_path, pick_device, plain, read_json, temporary, write_json
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted, StopSignal
 
 BLOCK = 4096  # images a part file: what a stopped run loses at most
 UNSURE = "unsure"
 SHOWN = 1500  # thumbnails on the page, over all classes
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """What is written of each image. `top_k` 0: the probabilities of all classes."""
-
-    top_k: int = 1
-    embedding: bool = False
-    min_confidence: float | None = None
-    copy_to: str | None = None
-    link: bool = False
-
-    def check(self, n_classes: int) -> None:
-        """BadRequest for a value that is not allowed."""
-        if not 0 <= self.top_k <= n_classes:
-            raise BadRequest(f"--top-k must be 1 to {n_classes} (the classes), or 0 for all; got {self.top_k}")
-        if self.min_confidence is not None and not 0 < self.min_confidence < 1:
-            raise BadRequest(f"--min-confidence must lie between 0 and 1; got {self.min_confidence:g}")
-        if self.link and self.copy_to is None:
-            raise BadRequest("--link says how --copy-to fills its folder; give --copy-to DIR too")
 
 
 @dataclass
@@ -86,17 +67,6 @@ class Predictor:
         orders = [[one.class_names.index(name) for name in self.class_names] for one in self.models]
         logits = [part.logits[:, order] for part, order in zip(batch.outputs, orders, strict=True)]
         return calibrated_probabilities(logits, self.temperatures, self.calibrated)
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """(runs or checkpoints, sources of images): runs come first, and the first argument always is one."""
-    runs = [Path(arguments[0])]
-    for argument in arguments[1:]:
-        path = Path(argument)
-        if not ((path / "checkpoints").is_dir() or path.suffix in {".pt", ".pth"}):
-            break
-        runs.append(path)
-    return runs, list(arguments[len(runs) :])
 
 
 def images_to_name(sources: Sequence[str], overrides: Mapping[str, Any]) -> tuple[ImageSet, list[str]]:
@@ -222,8 +192,6 @@ def predict_request(
     """`predict` for the arguments of the command line, or for those that a stopped run was given."""
     if resume is None:
         runs, sources = split_arguments(arguments)
-        if not sources:
-            raise BadRequest(f"no images to name: give folders, files or patterns after {runs[-1]}")
     else:
         if options != PredictOptions():
             raise BadRequest(f"--resume takes its options from {resume}; leave the others out")
@@ -258,7 +226,7 @@ def predict(
         "options": asdict(options),
         "values": plain(overrides),
     }
-    path = resume or same_everywhere(out or new_run_path("predict", Path(runs[0]).resolve().name))
+    path = resume or on_first(lambda: out or new_run_path("predict", Path(runs[0]).resolve().name))
     summary = {"command": "predict", "checkpoints": [str(one.path) for one in predictor.models], "sources": sources}
     return name_images(
         predictor,
@@ -349,22 +317,24 @@ def _begin(run: RunFolder, predictor: Predictor, request: dict[str, Any], images
         for key, what in (("images_sha256", "images"), ("models", "checkpoints")):
             if before[key] != request[key]:
                 raise BadRequest(f"the {what} are not those that {run.path} began with; start again in a new folder")
-        return
-    if rank() == 0:
-        run.create(predictor.recipes[0], "predict", resumable=True)
+    on_first(lambda: _open(run, predictor.recipes[0], request, resuming))
+
+
+def _open(run: RunFolder, recipe: Recipe, request: dict[str, Any], resuming: bool) -> None:
+    """Make the folder with the request in it, or lock the one of a stopped run."""
+    if not resuming:
+        run.create(recipe, "predict", resumable=True)
+    with run.writing():
+        run.lock()
         run.parts.mkdir(exist_ok=True)
-        write_json(run.request_file, request)
-    if world_size() > 1:
-        dist.barrier()
+        if not resuming:
+            write_json(run.request_file, request)
 
 
 def read_request(folder: Path) -> dict[str, Any]:
     """What a stopped run was asked for; BadRequest where there is none, or it is finished."""
     run = RunFolder(folder)
-    if run.finished:
-        raise BadRequest(f"the predictions in {folder} are complete; start again in a new folder")
-    if not run.request_file.is_file():
-        raise BadRequest(f"nothing to resume at {folder}: it holds no {run.request_file.name} of schane predict")
+    require_request(folder)
     return read_json(run.request_file)
 
 
@@ -400,12 +370,13 @@ def _part(run: RunFolder, start: int) -> Path:
 def _write_part(path: Path, rows: list[pd.DataFrame], size: int) -> list[pd.DataFrame]:
     """The first `size` rows into a part file; returns the rest, which a batch that crosses blocks leaves."""
     table = pd.concat(rows, ignore_index=True)
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
+    unfinished = temporary(path)
     try:
-        table[:size].to_parquet(temporary, index=False)
-        temporary.replace(path)
+        table[:size].to_parquet(unfinished, index=False)
+        unfinished.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise SchaneError(
             f"{path} cannot be written: {error.strerror or error}; the parts before it are whole"
         ) from None

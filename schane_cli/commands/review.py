@@ -17,11 +17,11 @@ from schane_cli.images.thumbnail import thumbnail_webp
 from schane_cli.metrics.bootstrap import Floats, Ints
 from schane_cli.metrics.curation import Neighbourhood, left_out_probabilities, neighbourhood, outliers, perceptual_hash
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
+from schane_cli.preflight import REVIEW_SPLITS, SPLITS, require_choice
 from schane_cli.recipe import build_recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label
 from schane_cli.terminal import Terminal
 
-SPLITS = ("train", "val", "test", "all")
 SHOWN = 300  # images of a kind on the page
 FEWEST = 10  # images: fewer make no neighbourhood
 
@@ -88,16 +88,15 @@ def review(
 
 def images_to_review(recipe: Any, split: str) -> tuple[ImageSet, list[str], list[str]]:
     """The images of a split (or of all three), the split of each, and notes."""
-    if split not in SPLITS:
-        raise BadRequest(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
+    require_choice("split", split, REVIEW_SPLITS)
     splits = load_splits(recipe)
-    chosen = [getattr(splits, name) for name in (SPLITS[:3] if split == "all" else (split,))]
+    chosen = [getattr(splits, name) for name in (SPLITS if split == "all" else (split,))]
     images = chosen[0]
     for other in chosen[1:]:
         images = images.joined(other, "all")
     if len(images) < FEWEST or len(np.unique(images.labels)) < 2:
         raise BadRequest(f"{recipe.dataset} {split} has {len(images)} images; a review needs ten, of two classes")
-    names = SPLITS[:3] if split == "all" else (split,)
+    names = SPLITS if split == "all" else (split,)
     return images, [name for name, part in zip(names, chosen, strict=True) for _ in range(len(part))], splits.notes
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from schane_cli.commands.compare import make_run
 from schane_cli.commands.fewshot import fewshot
-from schane_cli.commands.finetune import finetune, refuse_no_epochs, run_or_resume
-from schane_cli.commands.study_file import Setting, StudyFile, read_study, settings, study_recipe
+from schane_cli.commands.finetune import finetune, run_or_resume
+from schane_cli.commands.study_file import Setting, StudyFile, read_study, recipes_of, settings, study_recipe
 from schane_cli.datasets.load import load_fewshot_splits, load_splits, reading_once
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.metrics.registry import metric
 from schane_cli.recipe import Recipe
-from schane_cli.run import RESULTS, RunFolder, pick_device, plain
+from schane_cli.run import RESULTS, RunFolder, pick_device, plain, write_text
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted
 
@@ -50,7 +50,7 @@ def study(
         folder.mkdir(parents=True, exist_ok=True)
         url = storage or f"sqlite:///{(folder / 'study.db').absolute()}"
         queue = Queue(file, path.stem, url, terminal.say)
-        (folder / "study.yaml").write_text(path.read_text())
+        write_text(folder / "study.yaml", path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadRequest(f"study folder {folder} cannot be written: {error.strerror or error}") from None
     if retry_failed:
@@ -66,10 +66,7 @@ def study(
 
 def check_trials(file: StudyFile, machine: Mapping[str, Any]) -> None:
     """BadRequest for a trial whose recipe does not hold, or whose data cannot be read, before any trial runs."""
-    recipes = [study_recipe(file, setting.values, setting.seeds[0], machine) for setting in settings(file)]
-    if file.command == "finetune":
-        for recipe in recipes:
-            refuse_no_epochs(recipe)
+    recipes = recipes_of(file, machine)
     load = load_fewshot_splits if file.command == "fewshot" else load_splits
     for data in dict.fromkeys(recipe.data.model_dump_json() for recipe in recipes):
         load(next(recipe.data for recipe in recipes if recipe.data.model_dump_json() == data))

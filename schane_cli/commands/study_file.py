@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from schane_cli.errors import BadRequest, nearest
 from schane_cli.metrics.registry import find_metric
+from schane_cli.preflight import require_epochs, require_machine
 from schane_cli.recipe import (
     MAX_SEED,
     MAX_SEEDS,
@@ -170,6 +171,16 @@ def study_recipe(study: StudyFile, values: Mapping[str, Any], seed: int, machine
     """
     base = read_recipe(find_recipe(study.recipe))
     return build_recipe(base, {**study.set, **values, **machine, "seed": seed})
+
+
+def recipes_of(study: StudyFile, machine: Mapping[str, Any]) -> list[Recipe]:
+    """The recipe of every setting, by its first seed; what a search draws is not yet in it. Raises BadRequest."""
+    recipes = [study_recipe(study, setting.values, setting.seeds[0], machine) for setting in settings(study)]
+    for recipe in recipes:
+        require_machine(recipe.flat())
+        if study.command == "finetune":
+            require_epochs(recipe)
+    return recipes
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:

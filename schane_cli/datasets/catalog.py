@@ -1,5 +1,8 @@
 """The datasets known by name: those of schane, and those of installed packages."""
 
+import re
+from pathlib import Path
+
 from schane_cli import plugins
 from schane_cli.datasets import benchmarks
 from schane_cli.datasets.dataset import DATASETS, Archive, Dataset, class_list, register, require_ready, state
@@ -14,8 +17,11 @@ __all__ = [
     "class_list",
     "find_dataset",
     "known_dataset",
+    "parse_source",
+    "refuse_address",
     "register",
     "require_ready",
+    "require_source",
     "state",
 ]
 
@@ -26,6 +32,7 @@ KINDS = {
     "hfds": "hfds:NAME, a Hugging Face dataset by its name on the hub or its local folder (extra hf)",
     "wds": "wds:PATH, a folder of WebDataset shards (.tar)",
 }
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _plugged: dict[str, Dataset] = {}
 
 
@@ -78,3 +85,38 @@ def all_datasets() -> tuple[list[Dataset], list[str]]:
         except BadRequest as error:
             failures.append(str(error))
     return datasets, failures
+
+
+def parse_source(name: str) -> tuple[str, str] | None:
+    """(kind, place) of `folder:PATH` and its like, with a slash for the colon too; None for a dataset's name.
+
+    Raises:
+        BadRequest: no place after the colon, or an address where files are wanted.
+    """
+    kind, place = name[: len(name.partition(":")[0])], name.partition(":")[2]
+    if kind not in KINDS or ":" not in name:
+        kind, slash, place = name.partition("/")
+        if kind not in KINDS or not slash:
+            return None
+    if not place.strip():
+        raise BadRequest(f"{name} names no place; write {KINDS[kind].partition(',')[0]}")
+    if kind != "hfds":
+        refuse_address(place, f"{kind}: reads")
+    return kind, place
+
+
+def refuse_address(place: str, reader: str) -> None:
+    """BadRequest for `s3://…`, `https://…` and their like where files of this machine are read."""
+    if _ADDRESS.match(place):
+        raise BadRequest(f"{place} is an address, and {reader} files of this machine; copy or mount it here first")
+
+
+def require_source(name: str) -> None:
+    """BadRequest for a name that no dataset has, or a place that is not there; nothing is read."""
+    parsed = parse_source(name)
+    if parsed is None:
+        find_dataset(name)
+        return
+    kind, place = parsed
+    if kind != "hfds" and not Path(place).expanduser().exists():
+        raise BadRequest(f"dataset {'file' if kind == 'csv' else 'folder'} {Path(place).expanduser()} does not exist")

@@ -133,6 +133,8 @@ def _require_columns(file: Path, header: list[str], columns: Sequence[str]) -> N
 def _text_of(file: Path) -> str:
     """A table's text by its byte order mark; without one UTF-8, or UTF-16 where it is full of zeros."""
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise BadRequest(f"{file} cannot be read: it is not a regular file")
         data = file.read_bytes()
         encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
         if encoding == "utf-8" and b"\0" in data[:64]:

@@ -301,7 +301,7 @@ def worker_count(data: DataRecipe, images: ImageSet) -> int:
     cores have the model to run.
     """
     if data.workers >= 0:
-        return data.workers
+        return min(data.workers, os.cpu_count() or 1)  # a run may come from a larger machine
     pixels = images.images[0].size // 3 if isinstance(images.images, np.ndarray) and len(images) else None
     if pixels is not None and pixels <= _SMALL_PIXELS and not torch.cuda.is_available():
         return 0

@@ -9,9 +9,10 @@ from torch import nn
 
 from schane_cli.errors import BadRequest
 from schane_cli.images.preprocessing import InputSpec, stored_input
-from schane_cli.models.files import FORMAT, find_checkpoint, read_checkpoint
+from schane_cli.models.files import FORMAT, read_checkpoint
 from schane_cli.models.model import SchaneModel, architecture, build_model
 from schane_cli.models.sharding import split_state, whole
+from schane_cli.preflight import find_checkpoint
 from schane_cli.recipe import Recipe, saved_recipe
 
 

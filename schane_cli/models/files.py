@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from schane_cli.errors import BadRequest, SchaneError
-from schane_cli.run import RunFolder, temporary
+from schane_cli.run import temporary
 
 _MARK, VERSION = "schane-checkpoint-", 1
 FORMAT = f"{_MARK}{VERSION}"
@@ -97,18 +97,6 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
         _remove(unfinished)
         kept = "the one before it is whole" if path.exists() else "none was there before"
         raise SchaneError(f"checkpoint {path} could not be written ({error}); {kept}") from None
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file behind a path: itself, or best.pt of a run folder."""
-    if path.is_dir():
-        best = RunFolder(path).best
-        if not best.is_file():
-            raise BadRequest(f"{path} holds no trained model yet: it has no checkpoints/best.pt")
-        return best
-    if not path.exists():
-        raise BadRequest(f"no checkpoint or run folder at {path}")
-    return path
 
 
 def _remove(path: Path) -> None:

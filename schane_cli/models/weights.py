@@ -20,7 +20,8 @@ from timm.models import load_model_config_from_hf, load_state_dict_from_hf
 
 from schane_cli.errors import BadRequest, SchaneError, require_package
 from schane_cli.models.backbone import PREPROCESSING_KEYS, classifier_keys, one_line, reach_hub
-from schane_cli.models.files import FORMAT, find_checkpoint, read_tensors
+from schane_cli.models.files import FORMAT, read_tensors
+from schane_cli.preflight import find_checkpoint
 
 # Where files keep a state dict, the one to prefer first: averaged weights score better than those they follow.
 PARTS = (

@@ -21,7 +21,7 @@ from schane_cli.errors import BadRequest
 from schane_cli.metrics.registry import metric as registered
 from schane_cli.reports import plots
 from schane_cli.reports.pages import drawn, write_page
-from schane_cli.run import RunFolder, one_line, read_json, write_csv, write_json
+from schane_cli.run import RunFolder, one_line, read_json, write_csv, write_json, write_text
 from schane_cli.terminal import Terminal, figures_table
 
 NOTE = (
@@ -42,13 +42,12 @@ _LATEX = {
 
 
 def write_comparison(blocks: Sequence[Block], notes: Sequence[str], folder: Path, terminal: Terminal) -> dict[str, Any]:
-    """All files of a comparison below `folder`, its tables and sentences on the terminal; returns summary.json."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """All files of a comparison in `folder`, its tables and sentences on the terminal; returns summary.json."""
     run = RunFolder(folder)
     frames = [block.table().assign(block=block.title) for block in blocks]
     write_csv(pd.concat(frames, ignore_index=True), run.comparison_table, index=False)
-    run.comparison_table.with_suffix(".md").write_text(markdown(blocks))
-    run.comparison_table.with_suffix(".tex").write_text(latex(blocks))
+    write_text(run.comparison_table.with_suffix(".md"), markdown(blocks))
+    write_text(run.comparison_table.with_suffix(".tex"), latex(blocks))
     title = f"{blocks[0].meaning.label} by {', '.join(dict.fromkeys(block.title.split(',')[0] for block in blocks))}"
     write_json(run.compared_runs, {"blocks": blocks_as_json(blocks), "notes": list(notes)})
     summary = {**as_json(blocks, notes), "run": str(folder)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from schane_cli.errors import BadRequest
-from schane_cli.run import RunFolder
+from schane_cli.run import RunFolder, write_text
 
 PAGE = RunFolder(Path()).page.name
 START, END = "<!-- navigation -->", "<!-- end of navigation -->"
@@ -55,7 +55,7 @@ def link_back(run: Path, places: Sequence[Place], draw: Callable[[Sequence[Place
             before, mark, rest = text.partition(START)
             _, end, after = rest.partition(END)
             if mark and end and (fresh := before + draw(theirs).strip() + after) != text:
-                page.write_text(fresh)
+                write_text(page, fresh)
         except OSError:  # a folder that is not ours to write keeps its page
             continue
 

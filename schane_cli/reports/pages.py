@@ -16,7 +16,7 @@ from PIL import Image
 
 from schane_cli.reports import plots
 from schane_cli.reports.navigation import Place, link_back, navigation
-from schane_cli.run import RunFolder
+from schane_cli.run import RunFolder, write_text
 from schane_cli.terminal import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -90,7 +90,7 @@ def write_page(run: Path, name: str, **context: Any) -> Path:
     folder, places = RunFolder(run), navigation(run)
     recipe = folder.read_settings() if folder.exists else {}
     machine = folder.read_environment() if folder.environment_file.is_file() else {}
-    folder.page.write_text(render(name, navigation=places, recipe=recipe, environment=machine, **context))
+    write_text(folder.page, render(name, navigation=places, recipe=recipe, environment=machine, **context))
     link_back(run, places, render_navigation)
     return folder.page
 

@@ -28,8 +28,7 @@ def report(run: Path, terminal: Terminal) -> Path:
         BadRequest: no finished run is there, or it is of a kind that has no page.
     """
     folder = RunFolder(run)
-    if not folder.summary_file.is_file():  # a comparison has no recipe
-        raise BadRequest(f"no finished run at {run}: it has no {folder.summary_file.name}")
+    folder.require_summary()
     summary = folder.read_summary()
     kinds: dict[str, Report] = {
         "finetune": seeds_report if "seeds" in summary else finetune_report,

@@ -14,7 +14,8 @@ from schane_cli.datasets.load import load_splits
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.features.store import feature_store, fill
 from schane_cli.models.checkpoint import load_checkpoint
-from schane_cli.models.files import find_checkpoint, read_checkpoint, read_last, read_tensors, save_whole
+from schane_cli.models.files import read_checkpoint, read_last, read_tensors, save_whole
+from schane_cli.preflight import find_checkpoint
 from schane_cli.run import RunFolder
 from tests.jobs import run_tiny
 

@@ -16,12 +16,13 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from schane_cli.commands.finetune import finetune, resumed_recipe
+from schane_cli.commands.finetune import finetune
 from schane_cli.datasets.load import load_splits
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.images.loader import StepSampler
 from schane_cli.models.files import read_tensors
 from schane_cli.models.model import SchaneModel
+from schane_cli.preflight import resumed_recipe
 from schane_cli.recipe import Recipe
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
@@ -339,8 +340,8 @@ def test_resuming_with_another_recipe_names_the_keys_that_differ(never_stopped: 
     (copy / "recipe.yaml").write_bytes((never_stopped / "recipe.yaml").read_bytes())
     (copy / "checkpoints" / "last.pt").write_bytes(b"")
     with pytest.raises(BadRequest, match=r"differ: train.lr 0.5 \(run 0.003\)"):
-        resumed_recipe(copy, {"train.lr": 0.5})
-    assert resumed_recipe(copy, {}).train.lr == 0.003
+        resumed_recipe("finetune", copy, {"train.lr": 0.5})
+    assert resumed_recipe("finetune", copy, {}).train.lr == 0.003
 
 
 def test_a_run_is_never_written_over(never_stopped: Path) -> None:
