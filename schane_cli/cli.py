@@ -19,6 +19,7 @@ from schane_cli.preflight import (
     EXPORT_FORMATS,
     PROJECTIONS,
     REVIEW_SPLITS,
+    SOUPS,
     SPLITS,
     EmbedOptions,
     PredictOptions,
@@ -582,11 +583,19 @@ def average(
 ) -> None:
     """Average the weights of runs, or of a run's last epochs, into one run, chosen on val."""
     _first_process_only()
-    from schane_cli.commands.average import average as run_average
-    from schane_cli.reports.average import average_report
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
+    require_choice("--soup", soup, SOUPS)
+    for run in runs:
+        if not run.exists():
+            raise BadRequest(f"no checkpoint or run folder at {run}")
+    require_place(out)
+    _end_if_only_the_page_is_missing(out, json, terminal)
+
+    from schane_cli.commands.average import average as run_average
+    from schane_cli.reports.average import average_report
+
     summary = run_average(runs, soup=soup, overrides=values, out=out, terminal=terminal)
     average_report(Path(summary["run"]), terminal)
     _finish(summary, json)
@@ -605,7 +614,7 @@ def augment(
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
-    resolved = _resolve(recipe, values, None, None, terminal)
+    resolved = _resolve("augment", recipe, values, None, None, terminal)
     from schane_cli.commands.augment import augment as run_augment
     from schane_cli.reports.augment import augment_picture
     from schane_cli.run import new_run_path, refuse_existing

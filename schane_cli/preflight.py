@@ -22,6 +22,7 @@ LAYERS = ("embedding", "projection", "logits")
 VECTOR_FORMATS = ("pdf", "svg")
 PROJECTIONS = ("tsne", "umap")
 EXPORT_FORMATS = ("timm", "onnx")
+SOUPS = ("best", "greedy", "uniform")  # of schane average
 CLASSIFIER_NAMES = (
     "centroid",
     "simpleshot",

@@ -23,14 +23,14 @@ from schane_cli.datasets.load import Splits, load_splits
 from schane_cli.errors import BadRequest
 from schane_cli.images.identity import class_changes, image_changes, record
 from schane_cli.models.checkpoint import Loaded, load_checkpoint, pack
-from schane_cli.models.files import find_checkpoint, save_whole
+from schane_cli.models.files import save_whole
 from schane_cli.models.model import architecture
+from schane_cli.preflight import SOUPS, find_checkpoint, require_choice
 from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label, require_space
 from schane_cli.terminal import Terminal
 from schane_cli.training import batchnorm
 
 Soup = Literal["best", "greedy", "uniform"]
-SOUPS = ("best", "greedy", "uniform")
 Weights = dict[str, torch.Tensor]
 
 
@@ -72,8 +72,7 @@ def average(
         BadRequest: an unknown soup, fewer than two checkpoints, or ones that do not go together; before any work.
     """
     started = time.perf_counter()
-    if soup not in SOUPS:
-        raise BadRequest(f"unknown --soup {soup!r}; allowed: {', '.join(SOUPS)}")
+    require_choice("--soup", soup, SOUPS)
     files = checkpoint_files(paths)
     loaded = [load_checkpoint(file) for file in files]
     for other in loaded[1:]:
