@@ -216,6 +216,7 @@ def finetune(
 
     from schane_cli.commands.finetune import finetune as run_finetune
     from schane_cli.commands.finetune import finetune_seeds
+    from schane_cli.commands.results import share_results
     from schane_cli.distributed import process_group, rank
     from schane_cli.reports.finetune import finetune_report, seeds_report
 
@@ -227,6 +228,7 @@ def finetune(
             summary = run_finetune(resolved, out=out, terminal=terminal, resume=resumed)
         if rank() == 0:
             (finetune_report if seeds is None else seeds_report)(Path(summary["run"]), terminal)
+            share_results(Path(summary["run"]), terminal)
             _finish(summary, json)
 
 
@@ -299,6 +301,7 @@ def fewshot(
             _end_if_done("fewshot", resolved, out, json, terminal)
 
     from schane_cli.commands.fewshot import fewshot as run_fewshot
+    from schane_cli.commands.results import share_results
     from schane_cli.distributed import process_group, rank
     from schane_cli.reports.fewshot import fewshot_report
 
@@ -313,6 +316,8 @@ def fewshot(
         )
         if rank() == 0:
             fewshot_report(Path(summary["run"]), terminal)
+            if not checkpoints:
+                share_results(Path(summary["run"]), terminal)
             _finish(summary, json)
 
 

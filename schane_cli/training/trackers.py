@@ -3,11 +3,15 @@
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-from schane_cli.errors import BadRequest, require_package
+import numpy as np
+from PIL import Image
+
+from schane_cli.errors import BadRequest, SchaneError, require_package
 from schane_cli.recipe import Recipe
 from schane_cli.run import RunFolder, write_json
 
@@ -31,11 +35,36 @@ def points(line: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def send_results(folder: Path, figures: Mapping[str, float]) -> None:
+    """Give a finished run's metrics, hyper-parameters and page to the trackers that its recipe names.
+
+    `figures` are by the names of summary.json; trackers show test_accuracy as test/accuracy. A server gets them once.
+
+    Raises:
+        BadRequest: a tracker does not start.
+        SchaneError: a tracker does not take them; the run folder has everything all the same.
+    """
+    run = RunFolder(folder)
+    recipe = run.read_recipe()
+    if not recipe.train.trackers:
+        return
+    named = {name.replace("_", "/", 1) if name.startswith("test_") else name: value for name, value in figures.items()}
+    with closing(Trackers(recipe.train.trackers, folder, recipe)) as trackers:
+        try:
+            trackers.finish(recipe, named, run)
+        except Exception as error:  # of many types: a server that is gone, a full disk
+            said = " ".join(str(error).split())[:200]
+            raise SchaneError(f"the trackers did not take the results: {said or type(error).__name__}") from None
+
+
 class Tracker(Protocol):
     """What every tracker does."""
 
     def log(self, figures: Mapping[str, float], step: int, seconds: float) -> None:
         """Figures of a step, at a time in seconds since 1970."""
+
+    def finish(self, recipe: Recipe, figures: Mapping[str, float], run: RunFolder) -> None:
+        """What the run came to, and its page."""
 
     def close(self) -> None:
         """Write out what is held back."""
@@ -85,6 +114,17 @@ class Trackers:
         self._known["sent"][event] = step
         write_json(self._file, self._known)
 
+    def finish(self, recipe: Recipe, figures: Mapping[str, float], run: RunFolder) -> None:
+        """What the run came to, and its page."""
+        for tracker in self._local:
+            tracker.finish(recipe, figures, run)
+        if self._known["sent"].get("results"):
+            return
+        for remote in self._remote:
+            remote.finish(recipe, figures, run)
+        self._known["sent"]["results"] = True
+        write_json(self._file, self._known)
+
     def close(self) -> None:
         """Write out what is held back."""
         for tracker in (*self._local, *self._remote):
@@ -107,6 +147,22 @@ class _TensorBoard:
     def log(self, figures: Mapping[str, float], step: int, seconds: float) -> None:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step, walltime=seconds)
+
+    def finish(self, recipe: Recipe, figures: Mapping[str, float], run: RunFolder) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        settings = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in recipe.flat().items()
+        }
+        for record in hparams(settings, dict(figures)):
+            self._writer.file_writer.add_summary(record)
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value)
+        for picture in sorted(run.figures.glob("*.png")):
+            self._writer.add_image(
+                f"report/{picture.stem}", np.asarray(Image.open(picture).convert("RGB")), dataformats="HWC"
+            )
 
     def close(self) -> None:
         self._writer.close()
@@ -131,6 +187,14 @@ class _WandB:
 
     def log(self, figures: Mapping[str, float], step: int, seconds: float) -> None:
         self._run.log(dict(figures), step=step)
+
+    def finish(self, recipe: Recipe, figures: Mapping[str, float], run: RunFolder) -> None:
+        import wandb
+
+        self._run.summary.update(dict(figures))
+        artifact = wandb.Artifact(f"report-{self.id}", type="report")
+        artifact.add_file(str(run.page))
+        self._run.log_artifact(artifact)
 
     def close(self) -> None:
         self._run.finish()
@@ -157,6 +221,11 @@ class _MLflow:
     def log(self, figures: Mapping[str, float], step: int, seconds: float) -> None:
         metrics = [self._metric(name, value, round(seconds * 1000), step) for name, value in figures.items()]
         self._client.log_batch(self.id, metrics)
+
+    def finish(self, recipe: Recipe, figures: Mapping[str, float], run: RunFolder) -> None:
+        for name, value in figures.items():
+            self._client.log_metric(self.id, name, value)
+        self._client.log_artifact(self.id, str(run.page))
 
     def close(self) -> None:
         self._client.set_terminated(self.id)

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from schane_cli.commands.results import share_results
 from schane_cli.errors import BadRequest
+from schane_cli.terminal import Terminal
+from schane_cli.training import trackers
 from schane_cli.training import trainer as training
 from schane_cli.training.interruption import Interrupted
 from schane_cli.training.trainer import Trainer
-from tests.jobs import run_tiny
+from tests.conftest import run_cli
+from tests.jobs import TINY, run_tiny
 
 EVERY_STEP = {"train__epochs": 2}  # 8 steps, a log line each
 SHOWN = {"loss", "contrastive", "cross_entropy", "lr", "images_per_second", "data_wait_percent", "grad_norm"}
@@ -104,6 +108,62 @@ def test_wandb_offline_gets_each_step_once_under_one_id(tmp_path: Path, monkeypa
     assert len(files) == 2
     assert len({file.name for file in files}) == 1
     assert all(b"effective_hardness" in file.read_bytes() for file in files)
+
+
+def _finetuned(out: Path, tracker: str) -> dict[str, float]:
+    """A run by the command, as users run it; its summary."""
+    settings = [part for key, value in {**TINY, "train.epochs": 1}.items() for part in ("--set", f"{key}={value}")]
+    assert run_cli("finetune", *settings, "--set", f"train.trackers=[{tracker}]", "--out", out) == 0
+    return json.loads((out / "summary.json").read_text())
+
+
+def test_tensorboard_shows_the_test_figures_the_hyper_parameters_and_the_pictures(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    summary = _finetuned(tmp_path / "run", "tensorboard")
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    (point,) = events.Scalars("test/accuracy")
+    assert point.value == pytest.approx(summary["test_accuracy"])
+    assert {"report/confusion", "report/curves"} <= set(events.Tags()["images"])
+    start = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"loss.temperature" in start
+
+
+def test_mlflow_shows_the_test_figures_and_keeps_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    summary = _finetuned(tmp_path / "run", "mlflow")
+    client = tracking.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("schane").experiment_id])
+    assert run.data.metrics["test/accuracy"] == summary["test_accuracy"]
+    assert run.info.status == "FINISHED"
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["report.html"]
+    share_results(tmp_path / "run", Terminal(quiet=True))  # all is there already
+    assert len(client.get_metric_history(run.info.run_id, "test/accuracy")) == 1
+
+
+@pytest.mark.slow
+def test_wandb_offline_holds_the_test_figures_and_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    _finetuned(tmp_path / "run", "wandb")
+    kept = b"".join(file.read_bytes() for file in (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert b"test/accuracy" in kept
+    assert b"report.html" in kept
+
+
+def test_a_tracker_that_is_gone_at_the_end_is_said_and_the_run_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+
+    def gone(*_: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(trackers._TensorBoard, "finish", gone)
+    _finetuned(tmp_path / "run", "tensorboard")
+    assert "the trackers did not take the results: no route to host" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
