@@ -149,16 +149,11 @@ class _TensorBoard:
             self._writer.add_scalar(name, value, step, walltime=seconds)
 
     def finish(self, recipe: Recipe, figures: Mapping[str, float], run: RunFolder) -> None:
-        from torch.utils.tensorboard.summary import hparams
-
         settings = {
             key: value if isinstance(value, bool | int | float | str) else str(value)
             for key, value in recipe.flat().items()
         }
-        for record in hparams(settings, dict(figures)):
-            self._writer.file_writer.add_summary(record)
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value)
+        self._writer.add_hparams(settings, dict(figures), run_name=".")  # in this folder, the metrics with them
         for picture in sorted(run.figures.glob("*.png")):
             self._writer.add_image(
                 f"report/{picture.stem}", np.asarray(Image.open(picture).convert("RGB")), dataformats="HWC"
