@@ -5,7 +5,7 @@
     python3 dev.py test     set up, then lint, types and all tests (arguments after `test` go to pytest)
     python3 dev.py setup    only set up; afterwards .venv/bin/schane is ready
     python3 dev.py docs     set up, then build the documentation into site/ (--serve shows it while you write)
-    python3 dev.py plotly   take the plotly.js of the page of `schane embed` anew, from the newest plotly on PyPI
+    python3 dev.py plotly   take the plotly.js of the page of `schane embed` again, from the newest plotly on PyPI
 
 The environment is .venv beside this file, with the versions of constraints.txt; it is made once and kept until
 pyproject.toml or constraints.txt change.
@@ -34,7 +34,7 @@ def say(text: str) -> None:
 def call(*command: object) -> None:
     """Run a command from the project's folder; its failure ends this script with the same code.
 
-    Compiled Python is kept whatever the shell says: without it every process compiles torch anew, for ten seconds.
+    Compiled Python is kept whatever the shell says: without it every process compiles torch again, for ten seconds.
     """
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run([str(part) for part in command], cwd=HERE, env=environment, check=False)

@@ -2,7 +2,7 @@
 
     python benchmarks/embed.py [--rounds 3] [--points 10000]
 
-Prints one line a run (wall and CPU seconds, as other work on the machine stretches the wall), then the ratios. The
+Prints one line per run (wall and CPU seconds, as other work on the machine stretches the wall), then the ratios. The
 embeddings are synthetic: 100 classes, each with 8 directions of its own around its mean, plus noise.
 """
 

@@ -128,7 +128,7 @@ def contenders(folder: Path, images: ImageSet, size: int, views: int, workers: i
 
 
 def measure(named: dict[str, Callable[[], int]], rounds: int) -> dict[str, np.ndarray]:
-    """(rounds, 2) of each contender, in turn within a round: views a second, and views a second of processor time.
+    """(rounds, 2) of each contender, in turn within a round: views per second, and views per second of processor time.
 
     The second is what the work costs, workers included, and holds still where others use the machine too.
     """

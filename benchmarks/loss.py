@@ -111,7 +111,7 @@ def peers(options: argparse.Namespace) -> dict[str, Callable[[Tensor, Tensor], T
 
 
 def table(n: int, d: int, runs: dict[str, Callable[[Tensor, Tensor], Tensor]], options: argparse.Namespace) -> None:
-    """Prints one row a run: median milliseconds, and our time over its time, round by round."""
+    """Prints one row per run: median milliseconds, and our time over its time, round by round."""
     projection, labels = batch(n, d, options.device)
     times = measure({name: step(run, projection, labels) for name, run in runs.items()}, options.rounds)
     for name, seconds in times.items():

@@ -1,4 +1,4 @@
-"""How many planted label errors `schane review` finds: CIFAR-100 at 50 images a class, 5 % of the labels flipped.
+"""How many planted label errors `schane review` finds: CIFAR-100 at 50 images per class, 5 % of the labels flipped.
 
     python benchmarks/review.py --data-root DIR --weights FILE [--out results/benchmarks/review.md]
 
@@ -115,7 +115,7 @@ def report(rows: list[dict], gains: list[dict]) -> str:
     lines = [
         "# Label errors found by `schane review`",
         "",
-        f"CIFAR-100, 50 images a class (5,000), {SHARE:.0%} of the labels flipped (250), frozen MobileNetV2 0.35 at",
+        f"CIFAR-100, 50 images per class (5,000), {SHARE:.0%} of the labels flipped (250), frozen MobileNetV2 0.35 at",
         f"{SIZE} px, probabilities of ridge regression left out in closed form; mean over {len(SEEDS)} seeds of",
         "flipping (least to most). Precision and recall count planted errors only: CIFAR-100's own are false alarms. "
         f"{platform.machine()}, {time.strftime('%Y-%m-%d')}.",

@@ -435,7 +435,7 @@ def predict(
     ] = None,
     link: Annotated[bool, typer.Option("--link", help="with --copy-to: symbolic links in place of copies")] = False,
     resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="RUN", help="go on with a stopped schane predict")
+        Path | None, typer.Option("--resume", metavar="RUN", help="resume a stopped schane predict")
     ] = None,
     out: Out = None,
     json: Json = False,

@@ -47,7 +47,7 @@ def load_plugin(group: str, name: str) -> Any:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BadRequest(
             f"{name!r} in {kind} comes from the package {packages[0]}, which cannot be imported ({reason}); "
-            f"mend or uninstall {packages[0]}"
+            f"fix or uninstall {packages[0]}"
         ) from None
 
 

@@ -326,7 +326,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @cache
 def _yaml_loader() -> Any:
-    """PyYAML's safe loader, in which 1e-4 is the number everybody means and not a string (YAML 1.1 wants 1.0e-4)."""
+    """PyYAML's safe loader, in which 1e-4 is a number and not a string (YAML 1.1 asks for 1.0e-4)."""
     import yaml
 
     class Loader(yaml.SafeLoader):

@@ -24,7 +24,7 @@ from schane_cli.recipe import Recipe, differences, flatten, read_recipe, saved_r
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes on one folder are not told apart
+except ImportError:  # Windows: a second process on a folder is not noticed
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:  # whatever is refused by looking at a run folder alone costs no import of torch
@@ -40,7 +40,7 @@ State = Literal["none", "started", "stopped", "finished", "reported"]
 class RunFolder:
     """`results/<command>/<name>/`: the one place that knows the names of a run's files, writes them and reads them.
 
-    Its state is read off its files. `started`: nothing in it is worth keeping yet, the same command begins it anew.
+    Its state is read off its files. `started`: nothing in it is worth keeping yet, the same command starts it again.
     `stopped`: last.pt (of predict: request.json and the parts) holds all that a resumed run needs. `finished`:
     summary.json is there, the page is not. `reported`: all is there. One process at a time holds the lock of a folder
     that is being written.
@@ -143,7 +143,7 @@ class RunFolder:
     def create(self, recipe: Recipe, command: str, *, resumable: bool = False) -> None:
         """Make the folder, lock it, and write what is known before the first step.
 
-        A run of the same command and recipe that was stopped before its first checkpoint is begun anew in its folder.
+        A run of the same command and recipe that was stopped before its first checkpoint starts again in its folder.
         `resumable` says that the command has a --resume to advise.
 
         Raises:
@@ -181,7 +181,9 @@ class RunFolder:
                 f"{self.path} exists already; resume it with --resume {self.path}, or choose another --out"
             )
         if self.state == "finished":
-            raise BadRequest(f"{self.path} exists already and lacks only its page: schane report {self.path} draws it")
+            raise BadRequest(
+                f"{self.path} exists already and only its page is missing: schane report {self.path} draws it"
+            )
         refuse_existing(self.path)
 
     def _forget(self) -> None:
@@ -381,7 +383,7 @@ def temporary(path: Path) -> Path:
 
 
 def remove_dead(folder: Path) -> None:
-    """Remove the temporary files and folders of processes of this machine that are no more."""
+    """Remove the temporary files and folders of processes of this machine that have ended."""
     for left in folder.glob(f".*.tmp-{socket.gethostname()}-*"):
         number = left.name.rpartition("-")[2]
         if not number.isdecimal() or _is_alive(int(number)):
@@ -414,12 +416,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """JSON, whole or not at all. NaN and infinity become null."""
+    """JSON, written completely or not at all. NaN and infinity become null."""
     write_text(path, json.dumps(plain(values), indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(frame: "pd.DataFrame", path: Path, **options: Any) -> None:
-    """A table as CSV, whole or not at all, in which a spreadsheet finds no formula.
+    """A table as CSV, written completely or not at all, in which a spreadsheet finds no formula.
 
     A text that a spreadsheet would compute (`=cmd()`) or take for a mark of its own gets an apostrophe in front;
     `read_csv` takes it away again.

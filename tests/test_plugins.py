@@ -86,7 +86,7 @@ def test_a_package_adds_a_dataset_by_one_class(
     shown = capsys.readouterr().out
     assert "leaves" in shown
     assert "comes from the package bad_package, which cannot be imported" in shown
-    assert "is no subclass of" in shown
+    assert "is not a subclass of" in shown
     with pytest.raises(BadRequest, match=r"unknown dataset 'leave'; did you mean 'leaves'"):
         load_splits(DataRecipe(dataset="leave"))
     with pytest.raises(BadRequest, match="bad_package, which cannot be imported"):

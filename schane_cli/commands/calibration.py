@@ -1,4 +1,4 @@
-"""What the confidence of a prediction is worth: a temperature fitted on val, and how val fares at any confidence."""
+"""What the confidence of a prediction is worth: a temperature fitted on val, and accuracy above any confidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ def calibrate_on(loaded: Loaded, images: ImageSet, device: torch.device, termina
 
 
 def keep(loaded: Loaded, made: Calibrated) -> None:
-    """Write calibration.json beside the checkpoints of a run folder; elsewhere, or read-only, it is made anew."""
+    """Write calibration.json beside the checkpoints of a run folder; where that cannot be, it is computed each time."""
     run = RunFolder.of_checkpoint(loaded.path)
     if run is None or rank() != 0:
         return
@@ -128,12 +128,12 @@ def _read(loaded: Loaded) -> Calibrated | None:
             np.array(content["val_right"], dtype=bool),
             str(content["note"]),
         )
-    except (BadRequest, ValueError, KeyError, TypeError):  # damaged: made anew
+    except (BadRequest, ValueError, KeyError, TypeError):  # damaged: computed again
         return None
 
 
 def _progress(loaded: Loaded) -> dict[str, Any]:
-    """What tells the checkpoints of one run apart."""
+    """What distinguishes the checkpoints of one run."""
     return {"file": loaded.path.name, "step": loaded.progress.get("step"), "epoch": loaded.progress.get("epoch")}
 
 

@@ -1,4 +1,4 @@
-"""`schane compare`: runs grouped by what differs, paired by seed, told apart by a paired test with its interval."""
+"""`schane compare`: runs grouped by what differs, paired by seed, compared by a paired test with its interval."""
 
 import glob
 from collections import defaultdict
@@ -171,7 +171,7 @@ def _default_metric(runs: Sequence[Run]) -> str:
 
 
 def _refuse_metric(runs: Sequence[Run], metric: str) -> None:
-    """BadRequest for a metric that some run lacks, or that is not a number in one."""
+    """BadRequest for a metric that is missing from a run, or is not a number in one."""
     for run in runs:
         if np.isnan(run.values.get(metric, 0.0)):
             raise BadRequest(f"{metric} of {run.path} is not a number, so that it cannot be compared")
@@ -200,7 +200,9 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
             unfinished.append(str(folder))
             continue
         summary = RunFolder(folder).read_summary()
-        if "runs" not in summary and summary.get("command") != "embed":  # the parent of several seeds is no run either
+        if (
+            "runs" not in summary and summary.get("command") != "embed"
+        ):  # the parent of several seeds is not a run either
             runs.append(_read_run(folder, summary))
     notes = [f"{len(unfinished)} unfinished left out: {', '.join(unfinished[:3])}"] if unfinished else []
     return runs, notes
@@ -265,7 +267,7 @@ def blocks_as_json(blocks: Sequence[Block]) -> list[dict[str, Any]]:
 
 
 def read_blocks(content: Iterable[Mapping[str, Any]]) -> list[Block]:
-    """The blocks that blocks_as_json wrote; only a comparison by episodes reads them from the runs' folders anew."""
+    """The blocks that blocks_as_json wrote; only a comparison by episodes reads them from the runs' folders again."""
     blocks = []
     for one in content:
         runs = [Run(**{**run, "values": _without_none(run["values"])}) for run in one["runs"]]
@@ -282,7 +284,7 @@ def _block_title(members: Sequence[Run], by_train: Mapping[Any, Any]) -> str:
     title = str(recipe["data.dataset"])
     if len(by_train) > 1 or recipe.get("data.train_per_class"):
         per_class = recipe.get("data.train_per_class")
-        title += f", {per_class} images a class" if per_class else ", all images"
+        title += f", {per_class} images per class" if per_class else ", all images"
     return title
 
 
@@ -335,7 +337,7 @@ def _group_label(run: Run, differing: Sequence[str]) -> str:
 
 
 def _paired_seeds(groups: Sequence[Group], common: bool) -> tuple[list[int], list[str]]:
-    """The seeds that every group has; BadRequest where some lack, unless the common ones are asked for."""
+    """The seeds that every group has; BadRequest where some are missing, unless the common ones are asked for."""
     every = sorted(set().union(*(group.runs for group in groups)))
     shared = [seed for seed in every if all(seed in group.runs for group in groups)]
     missing_seeds = [f"{group.label} lacks {[s for s in every if s not in group.runs]}" for group in groups]

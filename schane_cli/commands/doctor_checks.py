@@ -113,7 +113,7 @@ def _gradients(model: torch.nn.Module, backward: Callable[[], Any]) -> Tensor:
 
 
 def resume_is_exact(device: torch.device) -> tuple[bool, str]:
-    """A run stopped by SIGTERM after its first epoch and resumed, against one never stopped: the same bits."""
+    """A run stopped by SIGTERM after its first epoch and resumed, against one never stopped: equal bit for bit."""
     with tempfile.TemporaryDirectory(prefix="schane-doctor-") as folder:
         recipe = build_recipe({}, TINY | {"device": str(device)})
         whole = _train(recipe, Path(folder) / "whole")
@@ -126,7 +126,10 @@ def resume_is_exact(device: torch.device) -> tuple[bool, str]:
             return False, "SIGTERM did not stop the run"
         resumed = _train(recipe, stopped, resume=True)
     equal = all(torch.equal(whole[key], resumed[key]) for key in whole)
-    return equal, "a stopped and resumed run ends with the same bits" if equal else "a resumed run ends with other bits"
+    return (
+        equal,
+        "a stopped and resumed run ends with the same weights" if equal else "a resumed run ends with other weights",
+    )
 
 
 def _train(recipe: Recipe, out: Path, *, stop_after: int | None = None, resume: bool = False) -> Mapping[str, Tensor]:

@@ -54,7 +54,7 @@ class View:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What `schane embed` found: the images shown, one view a checkpoint, and the differences to the first.
+    """What `schane embed` found: the images shown, one view per checkpoint, and the differences to the first.
 
     `differences[i]` belongs to `views[i + 1]`.
     """
@@ -196,7 +196,7 @@ def _check(checkpoints: Sequence[Path], overrides: Mapping[str, Any], options: E
 def checkpoint_names(loaded: Sequence[Loaded]) -> list[str]:
     """A short name for each checkpoint: what of backbone, loss and seed sets it apart from the others.
 
-    Where that does not tell all apart, or there is one alone, the run folder's name (or the file's outside of one),
+    Where that does not distinguish all, or there is only one, the run folder's name (or the file's outside of one),
     numbered where two agree.
     """
     if len(loaded) > 1:
@@ -252,7 +252,7 @@ def _check_images(images: ImageSet, perplexity: float) -> None:
     if (sizes > 0).sum() < 2:
         raise BadRequest(f"{which} has images of one class; embedding quality compares classes")
     if sizes.max() < 2:
-        raise BadRequest(f"{which} has one image a class; embedding quality needs two of a class")
+        raise BadRequest(f"{which} has one image per class; embedding quality needs two images of a class")
     if len(images) <= 3 * perplexity:
         allowed = (len(images) - 1) // 3
         raise BadRequest(
@@ -331,7 +331,7 @@ def _view(
 def _with_progress(
     terminal: Terminal, description: str, work: Callable[[Callable[[float], None]], Result]
 ) -> tuple[Result, float]:
-    """What `work(tell)` returns, and its seconds; `tell` takes the share done, which may start anew with each step."""
+    """What `work(tell)` returns, and its seconds; `tell` takes the share done, which may start again with each step."""
     started = time.perf_counter()
     with terminal.task(description, 100, "%") as task:
         result = work(lambda share: task.advance(max(0, int(task.total * share) - task.done)))
@@ -346,7 +346,7 @@ def _write_tables(path: Path, job: Job, store: FeatureStore) -> None:
 
 
 def write_points(path: Path, images: ImageSet, views: Sequence[View]) -> None:
-    """The coordinates in the pictures, one row an image and checkpoint."""
+    """The coordinates in the pictures, one row per image and checkpoint."""
     frames = [
         pd.DataFrame(
             {

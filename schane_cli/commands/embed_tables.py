@@ -33,9 +33,9 @@ def predictions(logits: Floats) -> tuple[Ints, Floats]:
 def write_table(
     path: Path, images: ImageSet, store: FeatureStore, layer: str, advance: Callable[[int], None] = lambda rows: None
 ) -> None:
-    """One row an image (id, path, label, class_name, prediction, confidence, vector); pandas.read_parquet reads it.
+    """One row per image (id, path, label, class_name, prediction, confidence, vector); pandas.read_parquet reads it.
 
-    `path` is null for images that are no files; `vector` is the layer's output, float32. Written block by block;
+    `path` is null for images that are not files; `vector` is the layer's output, float32. Written block by block;
     `advance` is told the rows of each.
 
     Raises:
@@ -68,7 +68,7 @@ def write_table(
 
 
 def _paths(images: ImageSet, rows: slice, ids: Sequence[str]) -> list[str | None]:
-    """The files of images `rows`, also of those that were decoded up front; None for images that are no files."""
+    """The files of images `rows`, also of those that were decoded up front; None for images that are not files."""
     if isinstance(images.images, Files):
         return [str(file) for file in images.images[rows]]
     folder = Path(images.dataset.removeprefix("folder:")).expanduser()
@@ -107,7 +107,7 @@ def read_embeddings(path: Path) -> EmbeddedTable:
     a file there gives the thumbnail. Parquet is read as data and runs nothing.
 
     Raises:
-        BadRequest: not a parquet, a column that lacks, labels that are missing, vectors of different lengths, not
+        BadRequest: not a parquet, a missing column, labels that are missing, vectors of different lengths, not
             finite or zero (which images).
     """
     try:

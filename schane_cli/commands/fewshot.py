@@ -44,7 +44,7 @@ SELECTION_EPISODES = 200  # on the val classes, after each epoch of base trainin
 class Entrant:
     """One checkpoint's embeddings of the novel images: `plain` (n, d), `copies` (c, n, d), `base_mean` (d,).
 
-    `copies` are None where the protocol has none, and `base_mean`, of the base classes, where no classifier wants it.
+    `copies` are None where the protocol has none, and `base_mean`, of the base classes, where no classifier needs it.
     """
 
     name: str
@@ -113,7 +113,7 @@ def fewshot(
 
 
 def _description(recipe: Recipe, splits: FewshotSplits, episodes: Mapping[int, Episodes]) -> dict[str, Any]:
-    """What a summary says of the episodes and of the classes that they are drawn from."""
+    """The part of a summary that describes the episodes and the classes that they are drawn from."""
     return {
         "command": "fewshot",
         "dataset": recipe.data.dataset,
@@ -176,7 +176,7 @@ def draw(novel: ImageSet, recipe: Recipe, shots: int) -> Episodes:
 
 
 def check_classifiers(settings: FewshotRecipe) -> None:
-    """Get the classifiers of installed packages ready; BadRequest for one that nobody has."""
+    """Get the classifiers of installed packages ready; BadRequest for one that does not exist."""
     for name in settings.classifier:
         if name not in CLASSIFIERS:
             CLASSIFIERS[name] = _plugin_classifier(name)
@@ -201,9 +201,7 @@ def seen_classes(loaded: Loaded, novel: ImageSet, allowed: bool) -> str | None:
         f"{loaded.path} was trained on {len(seen)} of the {len(novel.class_names)} test classes ({', '.join(seen[:3])})"
     )
     if not allowed:
-        raise BadRequest(
-            f"{reason}: that is no few-shot result; --allow-seen-classes evaluates it all the same, marked"
-        )
+        raise BadRequest(f"{reason}: that is not a few-shot result; --allow-seen-classes evaluates it anyway, marked")
     return f"SEEN CLASSES: {reason}"
 
 
@@ -390,7 +388,7 @@ def curve(
     """Accuracy against shots, for the picture: the results, and nearest centroid at as many shots as there is room for.
 
     Nearest centroid costs the same at any number of shots; 20 shots of 5 copies each would take the logistic regression
-    a second an episode.
+    a second per episode.
     """
     shown = ("checkpoint", "classifier", "shots", "accuracy", "accuracy_ci95", "accuracy_episodes")
     rows = [{key: result[key] for key in shown} for result in results]
@@ -416,7 +414,7 @@ def write_tables(
     episodes: Mapping[int, Episodes],
     novel: ImageSet,
 ) -> None:
-    """episodes.parquet (one row an episode and entrant) and per_class.csv (how hard each novel class is)."""
+    """episodes.parquet (one row per episode and entrant) and per_class.csv (how hard each novel class is)."""
     frames, hardness = [], []
     for (name, shots, method), right in correct.items():
         drawn = episodes[shots]

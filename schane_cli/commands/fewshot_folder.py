@@ -1,4 +1,4 @@
-"""`schane fewshot --support DIR --query DIR`: tell one's own photos apart, from a few labelled ones of each class."""
+"""`schane fewshot --support DIR --query DIR`: classify one's own photos by a few labelled ones of each class."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

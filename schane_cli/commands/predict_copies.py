@@ -49,7 +49,7 @@ def prepare_copies(target: Path, images: ImageSet, *, link: bool, resuming: bool
     """Check and make the target folder.
 
     Raises:
-        BadRequest: the images are no files, or the target is not empty, lies in the folder that it sorts, or cannot be
+        BadRequest: the images are not files, or the target is not empty, lies in the folder that it sorts, or cannot be
             written.
     """
     if not isinstance(images.images, Files):

@@ -153,7 +153,7 @@ def across(reviewed: Reviewed, kinds: np.ndarray) -> int:
 
 
 def write_tables(run: RunFolder, reviewed: Reviewed, terminal: Terminal) -> None:
-    """review.csv (a row an image), duplicates.csv, relabel.csv and exclude.csv, and what the page shows."""
+    """review.csv (one row per image), duplicates.csv, relabel.csv and exclude.csv, and what the page shows."""
     images, near = reviewed.images, reviewed.near
     names = np.array(images.class_names, dtype=object)
     paths = np.array(list(images.ids), dtype=object)

@@ -114,7 +114,7 @@ def ood_figures(
     device: torch.device,
     terminal: Terminal,
 ) -> dict[str, Any]:
-    """AUROC and FPR95 of three scores on each foreign set; kNN's bank are training images, never the reported ones."""
+    """AUROC and FPR95 of three scores on each out-of-distribution set; kNN's bank holds training images only."""
     own = recipe.data.model_copy(update={"dataset": loaded.recipe.data.dataset})
     train = load_splits(own).train
     chosen = np.sort(np.random.default_rng(0).permutation(len(train))[:MAX_BANK])

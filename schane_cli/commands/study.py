@@ -110,7 +110,7 @@ class Worker:
             except Interrupted as stopped:
                 self.queue.give_back(claimed)
                 raise stopped.resumed_by(self.command) from None
-            except Exception as error:  # whatever a trial dies of, the others go on
+            except Exception as error:  # whatever a trial fails of, the others run
                 reason = str(error) if isinstance(error, SchaneError) else f"{type(error).__name__}: {error}"
                 self.queue.fail(claimed, reason)
                 self.terminal.say(f"{_title(setting)} failed: {reason}")
@@ -120,7 +120,7 @@ class Worker:
         self.terminal.say(self._progress(setting, value))
 
     def _one(self, setting: Setting, values: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """The run of one setting and seed, in its own folder; a finished one is kept, a stopped one goes on."""
+        """The run of one setting and seed, in its own folder; a finished one is kept, a stopped one resumes."""
         recipe = study_recipe(self.file, {**setting.values, **values}, seed, self.machine)
         path = self.folder / "runs" / folder_name(setting.label) / f"s{seed}"
         run = run_fewshot if self.file.command == "fewshot" else finetune

@@ -1,4 +1,4 @@
-"""The trials of a study in Optuna's storage: claimed by one worker each, beaten for while they run, kept when done.
+"""The trials of a study in Optuna's storage: each claimed by one worker, which sends heartbeats.
 
 A trial is queued as WAITING and claimed by Optuna's own compare-and-set to RUNNING, so that any number of workers on
 one SQLite file or one PostgreSQL server share a study and none runs what another has.
@@ -220,7 +220,7 @@ class Queue:
                 if time.monotonic() - began > WAIT_SECONDS:
                     raise SchaneError(
                         f"the storage {self.shown_url} has not answered for {WAIT_SECONDS / 60:.0f} minutes "
-                        f"({_reason(error)}); finished runs are in their folders: the same command goes on from there"
+                        f"({_reason(error)}); finished runs are in their folders: the same command resumes from there"
                     ) from None
             if not announced:
                 self._say(

@@ -1,4 +1,4 @@
-"""Downloads that resume and are verified, archives that unpack whole or not at all, and never outside their folder."""
+"""Downloads that resume and are verified, archives that unpack completely or not at all, never outside their folder."""
 
 import hashlib
 import logging
@@ -53,7 +53,7 @@ def download(url: str, path: Path, md5: str, terminal: Terminal) -> None:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Append to `part` what it lacks, by Hugging Face's downloader: it resumes, retries and shows its progress."""
+    """Append to `part` what is missing, by Hugging Face's downloader: it resumes, retries and shows its progress."""
     from huggingface_hub.file_download import http_get
 
     logger = logging.getLogger("huggingface_hub.file_download")
@@ -67,7 +67,7 @@ def _fetch(url: str, part: Path) -> None:
         if part.exists() and part.stat().st_size == 0:
             part.unlink()
         raise SchaneError(
-            f"{url} could not be downloaded ({reason}); run the command again to go on, or put the file at "
+            f"{url} could not be downloaded ({reason}); run the command again to continue, or put the file at "
             f"{part.with_suffix('')}"
         ) from None
     finally:
@@ -113,7 +113,7 @@ def unpack(archive: Path, target: Path, terminal: Terminal) -> None:
 
     Raises:
         SchaneError: the archive is cut short or broken, or has a member that would land outside `target` (an absolute
-            path, `..`, a link that leads out) or is no file, folder or link.
+            path, `..`, a link that leads out) or is not a file, folder or link.
     """
     try:
         if archive.suffix == ".zip":
@@ -135,7 +135,7 @@ def _unpack_tar(archive: Path, target: Path, terminal: Terminal) -> None:
             if member.islnk() or member.issym():
                 _refuse_escape(archive, member.linkname)
             elif not (member.isfile() or member.isdir()):
-                raise SchaneError(f"archive {archive} is refused: {member.name!r} is no file or folder")
+                raise SchaneError(f"archive {archive} is refused: {member.name!r} is neither a file nor a folder")
             tar.extract(member, target, filter="data")
             task.advance(raw.tell() // 2**20 - task.done)
 

@@ -350,7 +350,7 @@ class ImageNet1k(Dataset):
     splits = VAL_IS_TEST
     layouts = (("train/n*", "val/n*"),)
     by_hand = (
-        "ImageNet wants a signed form: register at https://image-net.org, put ILSVRC2012_img_train.tar, "
+        "ImageNet requires a signed form: register at https://image-net.org, put ILSVRC2012_img_train.tar, "
         "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into the folder, then run prepare to unpack them; "
         "or put class folders n01440764/ ... into train/ and val/; or, with access on Hugging Face, use "
         "--dataset hfds:ILSVRC/imagenet-1k"

@@ -53,7 +53,7 @@ def known_dataset(name: str) -> Dataset | None:
     dataset = kind() if isinstance(kind, type) else kind
     if not isinstance(dataset, Dataset):
         raise BadRequest(
-            f"dataset {name!r} comes from an installed package, but {kind!r} is no subclass of "
+            f"dataset {name!r} comes from an installed package, but {kind!r} is not a subclass of "
             "schane_cli.datasets.catalog.Dataset"
         )
     dataset.name = name

@@ -24,7 +24,7 @@ _SHOWN_UNREADABLE = 20
 
 @dataclass
 class Verdict:
-    """What a check found. `problems` are what must be mended; `remarks` are facts of the source to know about.
+    """What a check found. `problems` must be fixed; `remarks` are facts of the source to know about.
 
     `bad` lists (id, reason) of the images that `data.exclude` should leave out: those that cannot be read, and those
     of train that val or test hold too.

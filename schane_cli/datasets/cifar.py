@@ -24,7 +24,7 @@ def cifar100(folder: Path) -> dict[str, ImageSet]:
     Images are ordered and called by class and content, so that every layout gives the same splits and the same run.
 
     Raises:
-        BadRequest: a checksum that does not match, a column that lacks, a class folder that is none of the hundred.
+        BadRequest: a checksum that does not match, a missing column, a class folder that is none of the hundred.
     """
     if (folder / "cifar-100-python").is_dir():
         parts = {split: _from_archive(folder, split) for split in _SPLITS}

@@ -64,7 +64,7 @@ def _relabelled(parts: Parts, file: Path) -> Parts:
 
 def _class_number(part: ImageSet, label: str, where: str) -> int:
     if label not in part.class_names:
-        raise BadRequest(f"{where}: {label!r} is no class of {part.dataset}{nearest(label, part.class_names)}")
+        raise BadRequest(f"{where}: {label!r} is not a class of {part.dataset}{nearest(label, part.class_names)}")
     return part.class_names.index(label)
 
 

@@ -140,7 +140,7 @@ def state(dataset: Dataset, root: Path) -> str:
     if parts:
         return f"incomplete: {parts[0]} is half downloaded"
     whole = any(len(absent) == len(layout) for layout in dataset.layouts)
-    return "missing" if whole else f"incomplete: {', '.join(absent)} lacking"
+    return "missing" if whole else f"incomplete: {', '.join(absent)} missing"
 
 
 def require_ready(dataset: Dataset, root: Path) -> None:

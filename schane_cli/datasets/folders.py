@@ -85,7 +85,7 @@ def folder_parts(dataset: str, folder: Path) -> Parts:
     """Class folders below a folder for each split, whatever its case and wording, or class folders alone (`all`).
 
     Raises:
-        BadRequest: no such folder, splits that cannot be told apart or are not parted into classes, classes that
+        BadRequest: no such folder, splits that are ambiguous or have no class folders, classes that
             differ between splits.
     """
     if not folder.is_dir():
@@ -162,7 +162,7 @@ def _unwrapped_split(folder: Path) -> Path:
 
 
 def _only_unlabelled(folder: Path, class_names: Sequence[str]) -> str | None:
-    """The folder's name where all its images lie in one sub-folder that is no class of train: Keras' test/unknown."""
+    """The folder's name where all its images lie in one sub-folder that is not a class: Keras' test/unknown."""
     names = visible_folders(folder)
     return f"{folder.name}/{names[0]}" if len(names) == 1 and names[0] not in class_names else None
 

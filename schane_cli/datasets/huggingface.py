@@ -153,7 +153,7 @@ def _images(dataset: str, split: str, table: Any, column: str, *, required: bool
     if required and (empty := _rows_without_image(table, column)):
         shown = ", ".join(f"{split} row {row}" for row in empty[:5])
         raise BadRequest(
-            f"{dataset}: {len(empty):,} rows have no image: {shown}; --set data.broken=leave_out goes on without them"
+            f"{dataset}: {len(empty):,} rows have no image: {shown}; --set data.broken=leave_out leaves them out"
         )
     stamp = f"{split} {getattr(table, '_fingerprint', '')}"
     return Stored(HuggingFaceImages(table, column), np.arange(len(table)), stamp)

@@ -88,7 +88,7 @@ def _imagenet_names(train: Path, file: Path, rows: list[dict[str, str]]) -> list
 
 
 def tieredimagenet(imagenet: Path) -> dict[str, ImageSet]:
-    """351 / 97 / 160 classes of ImageNet's training images; BadRequest where a class folder lacks."""
+    """351 / 97 / 160 classes of ImageNet's training images; BadRequest where a class folder is missing."""
     return {
         split: class_folder_set("tieredimagenet", split, imagenet / "train", only=names)
         for split, names in class_list("tieredimagenet").items()

@@ -25,7 +25,7 @@ def number_labels(
     alphabetical order.
 
     Raises:
-        BadRequest: a number for which there is no name, a label that is no class (0.37, a list).
+        BadRequest: a number for which there is no name, a label that cannot name a class (0.37, a list).
     """
     texts = {
         split: [_text(value, where, split, row) for row, value in enumerate(column)] for split, column in labels.items()
@@ -102,7 +102,7 @@ def _named(column: list[str | None], names: Sequence[str], where: Where, split: 
 
 
 def settle_missing(parts: Parts, where: Where, source: str) -> None:
-    """Leave out val and test splits without a single label, and refuse images that lack one elsewhere.
+    """Leave out val and test splits without a single label, and refuse images without one elsewhere.
 
     Raises:
         BadRequest: an image of train, or only some of another split, without a label; each place is named.

@@ -77,7 +77,7 @@ def _source_info(kind: str, name: str) -> dict[str, Any]:
 def prepare(name: str, root: Path, terminal: Terminal) -> str:
     """Bring a dataset into `<root>/<name>`: download, verify, unpack; returns its state afterwards.
 
-    What is there already is left alone; a stopped download goes on. A file put there by hand is verified and used.
+    What is there already is left alone; a stopped download resumes. A file put there by hand is verified and used.
 
     Raises:
         BadRequest: files that must be fetched by hand are not there; the message says which and whence.

@@ -1,7 +1,7 @@
 """The full-data benchmarks from the files in the layout that their sources deliver: parts called train, val, test.
 
 Each reader takes the dataset's folder and gives image sets by split (`all` where the source has no split), as the
-source defines them. What lacks is carved out by `splits.complete`.
+source defines them. What is missing is carved out by `splits.complete`.
 """
 
 import json
@@ -59,7 +59,7 @@ def cub200(folder: Path) -> Parts:
 
 
 def caltech256(folder: Path) -> Parts:
-    """Caltech-256's class folders; the strays below 056.dog and in 198.spider of the archive are no images of it."""
+    """Caltech-256's class folders; the strays below 056.dog and in 198.spider of the archive do not belong to it."""
     base = folder / "256_ObjectCategories"
     classes = sorted(path.name for path in base.iterdir() if path.is_dir())
     names, labels = [], []

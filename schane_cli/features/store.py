@@ -1,8 +1,9 @@
 """Embeddings, projections and logits on disk: extracted once, block by block, and read back without holding them all.
 
-A store is a folder `results/cache/<key>` of one safetensors file a block of images, each written whole or not at all.
+A store is a folder `results/cache/<key>` with one safetensors file per block of images, each written
+completely or not at all.
 The key is made of the checkpoint's content, the images', and all that shapes pixels and precision, so that nothing
-stale is ever served; a stopped extraction goes on at the first missing block; and of several processes (torchrun, on
+stale is ever served; a stopped extraction continues at the first missing block; and of several processes (torchrun, on
 a file system they share) each makes every world-size-th block.
 """
 
@@ -36,7 +37,7 @@ from schane_cli.terminal import Task, Terminal
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
-BLOCK = 4096  # images a file: 31 MB for the three outputs of a ViT-B with 1,000 classes
+BLOCK = 4096  # images per file: 31 MB for the three outputs of a ViT-B with 1,000 classes
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class FeatureStore:
         return [number for number in range(len(self.slices())) if not self._whole(number)]
 
     def _whole(self, number: int) -> bool:
-        """Whether block `number` is there with the checksums it was written with; a damaged one is made anew."""
+        """Whether block `number` is there with the checksums it was written with; a damaged one is extracted again."""
         try:
             with safe_open(self.file(number), "numpy") as file:
                 checksums = file.metadata() or {}
@@ -151,7 +152,7 @@ def fill(
     amp: str,
     task: Task | None = None,
 ) -> None:
-    """Extract the blocks that `store` lacks, in one pass of one loader; returns when every process is done."""
+    """Extract the blocks that are missing from `store`, in one pass; returns when every process is done."""
     # one list for all: a process that looks later would find fewer missing, and take others' blocks for its own
     own = same_everywhere(store.missing())[rank() :: world_size()]
     on_first(lambda: _prepare_folder(store.folder))
@@ -214,8 +215,8 @@ def _write(path: Path, waiting: list[Outputs], size: int) -> list[Outputs]:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise SchaneError(
-            f"{path} cannot be written ({error}); free some space, and the same command continues from the block it "
-            "lacks"
+            f"{path} cannot be written ({error}); free some space, and the same command continues from the first "
+            "missing block"
         ) from None
     rest = Outputs(*(column[size:] for column in columns))
     return [rest] if len(rest.logits) else []

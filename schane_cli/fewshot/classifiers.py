@@ -49,7 +49,7 @@ def centroid(support: Tensor, query: Tensor) -> Tensor:
 
 
 def minus_distances(products: Tensor, prototypes: Tensor) -> Tensor:
-    """From inner products (E, q, n_way) with the prototypes; |q|^2 is left out: it moves no argmax and no softmax."""
+    """From inner products (E, q, n_way) with the prototypes; |q|^2 is left out: it changes no argmax and no softmax."""
     return 2 * products - prototypes.square().sum(dim=-1).unsqueeze(1)
 
 
@@ -155,7 +155,7 @@ def _flatten(support: Tensor) -> tuple[Tensor, Tensor]:
 class Method:
     """A classifier: its function, whether it looks at all queries of an episode together, and where it comes from.
 
-    `deviation`: what differs from that source, said beside every result; empty where nothing does. `normalize`: the
+    `deviation`: what differs from that source, printed beside every result; empty where nothing does. `normalize`: the
     normalisation that is part of the method, for `normalize_features`; empty where any will do.
     """
 
@@ -198,7 +198,7 @@ def as_classifier(candidate: Any, source: str) -> Method:
     return Method(candidate, bool(getattr(candidate, "transductive", False)), source)
 
 
-# Transductive methods use that the queries come together and, mostly, that classes are balanced: label them as such.
+# Transductive methods exploit that the queries come together and, mostly, that classes are balanced: results say so.
 TRANSDUCTIVE = frozenset(name for name, method in CLASSIFIERS.items() if method.transductive)
 
 

@@ -117,8 +117,8 @@ def disjoint_episodes(
     intervals in few-shot learning", TMLR 2024, arXiv 2409.02850: classes are drawn uniformly among those with enough
     unused images, until fewer than `n_way` of them are left. Pass the accuracies on these episodes to `t_interval` (or
     to `paired_comparison`): as no image is shared, the spread between episodes holds the spread between images, and
-    the interval speaks of new images. Episodes that may share images give a "closed" interval, which speaks only of
-    this very set of images and shrinks to nothing with their number. Both take the classes as given.
+    the interval applies to new images. Episodes that may share images give a "closed" interval, which applies only
+    to this set of images and shrinks to nothing with their number. Both take the classes as given.
 
     A data set of n images gives at most n / (n_way * (n_shot + n_query)) episodes: 150 for CIFAR-FS's test classes at
     5-way 1-shot with 15 queries. Fewer queries give more episodes, each noisier; the paper tunes that number.

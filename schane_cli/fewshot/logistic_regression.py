@@ -14,9 +14,9 @@ def fit_logistic(
     """Minimise C * sum of cross-entropies + |W|^2 / 2 over weights W and a free intercept, for E problems at once.
 
     At the optimum W = C * (residual^T support), residual = one-hot targets - probabilities: the unknown is one number
-    a support row and class, `dual`, and only inner products are needed. Features of unit length leave the
+    per support row and class, `dual`, and only inner products are needed. Features of unit length leave the
     probabilities near equal, where steps with the Hessian at equal probabilities, one m x m matrix for all classes,
-    converge at once; the problems they do not solve go to Newton's method. Large features want a float64 `gram`.
+    converge at once; the problems that they do not solve go to Newton's method. Large features need a float64 `gram`.
 
     Args:
         gram: (E, m, m) inner products of the support rows.
@@ -42,7 +42,7 @@ def _fixed_hessian_steps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Dual (E, m, n_way) and intercept (E, 1, n_way) after full steps with the Hessian at the start; solved (E,).
 
-    Ends early where a step brings them less than a fifth nearer: Newton's method is the faster one from there.
+    Stops early where a step brings them less than a fifth closer: from there Newton's method is faster.
     """
     n_way = target.shape[1]
     inverse = _inverse_at_equal_probabilities(kernel, n_way)
@@ -108,7 +108,7 @@ def _newton_target(kernel: Tensor, probabilities: Tensor, residual: Tensor, scor
     alone = torch.cholesky_inverse(torch.linalg.cholesky(system)) * root.unsqueeze(-1) * root.unsqueeze(-2)
     joint = torch.linalg.cholesky(alone.sum(dim=1))
 
-    def apply_r(x: Tensor) -> Tensor:  # x (E, n_way, m, columns), one block a class
+    def apply_r(x: Tensor) -> Tensor:  # x (E, n_way, m, columns), one block per class
         own = alone @ x
         return own - alone @ torch.cholesky_solve(own.sum(dim=1), joint).unsqueeze(1)
 

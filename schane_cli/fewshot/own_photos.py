@@ -30,9 +30,9 @@ class Linear:
 class Judged:
     """A classifier chosen on all photos, and what to expect of it.
 
-    `right` (n,): whether each photo was named right by a classifier chosen and fitted without it, NaN where it is the
-    only one of its class, which nothing else can name. `held_out_logits` (n, C): of the chosen classifier, each photo
-    left out.
+    `right` (n,): whether each photo was named correctly by a classifier chosen and fitted without it, NaN where it
+    is the only one of its class, which nothing else can name. `held_out_logits` (n, C): of the chosen classifier,
+    each photo left out.
     """
 
     classifier: Linear

@@ -1,4 +1,4 @@
-"""Which images a run is made of, in a few hashes: kept in its checkpoint, compared when the run is resumed."""
+"""Which images a run was trained on, in a few hashes: kept in its checkpoint, compared when the run is resumed."""
 
 from collections.abc import Mapping
 from hashlib import sha256
@@ -31,7 +31,7 @@ def class_changes(before: tuple[str, ...], now: tuple[str, ...]) -> list[str]:
 
 
 def image_changes(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What differs between two records, a sentence for each split that does; a split that one lacks is passed over."""
+    """What differs between two records, a sentence per split; a split that only one has does not count."""
     changes = []
     for split, was in before.items():
         current = now.get(split)

@@ -189,7 +189,7 @@ class ImageSet:
         return replace(kept, labels=new_label[kept.labels], class_names=tuple(self.class_names[c] for c in classes))
 
     def of_classes(self, names: Sequence[str]) -> "ImageSet":
-        """The images of the classes `names`, relabelled in that order; ValueError for a name that is no class here."""
+        """The images of the classes `names`, relabelled in that order; ValueError for an unknown name."""
         names = tuple(names)
         if names == self.class_names:
             return self

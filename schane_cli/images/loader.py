@@ -71,7 +71,7 @@ class _SingleView(TrainViews):
         return views[:, 0], labels, indices
 
 
-# An image as the model is to see it, uint8 (3, S, S), and its index, to the same image damaged.
+# From an image as the model will see it, uint8 (3, S, S), and its index, to the same image corrupted.
 Damage = Callable[[torch.Tensor, int], torch.Tensor]
 
 
@@ -124,7 +124,9 @@ class ReadableViews(Dataset):
                 image = self.images.read(index)
                 views.append([transform(image) for transform in self.transforms])
                 readable.append(index)
-            except Exception as error:  # a damaged file can fail in a decoder in any way, and others go on
+            except (
+                Exception
+            ) as error:  # a damaged file can fail in a decoder in any way; the other images are still read
                 unreadable.append((index, str(error) or type(error).__name__))
         return ReadableBatch([torch.stack(column) for column in zip(*views, strict=True)], readable, unreadable)
 

@@ -72,7 +72,7 @@ def read_all(part: ImageSet, indices: np.ndarray | None = None) -> Iterator[tupl
 
 def _sentence(reasons: list[str], part: ImageSet) -> str:
     more = f", and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
-    advice = f"; `schane data check {part.dataset} --all` lists all, --set data.broken=leave_out goes on without them"
+    advice = f"; `schane data check {part.dataset} --all` lists all, --set data.broken=leave_out leaves them out"
     return "; ".join(reasons[:_SHOWN]) + more + advice
 
 

@@ -1,4 +1,4 @@
-"""Train / val / test of a dataset, base / val / novel classes of a few-shot one, and the rule for what lacks."""
+"""Train / val / test of a dataset, base / val / novel classes of a few-shot one, and the rule for missing ones."""
 
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -44,7 +44,7 @@ class FewshotSplits:
 
 
 def complete(parts: dict[str, ImageSet], recipe: DataRecipe, notes: list[str]) -> Splits:
-    """The splits that a source delivers (`train`, `val`, `test`, or `all`), with those that lack carved out.
+    """The splits that a source delivers (`train`, `val`, `test`, or `all`), with the missing ones carved out.
 
     Raises:
         BadRequest: a class too small to be split.
@@ -161,7 +161,7 @@ def fewshot_splits(
     base, base_val, note = carve(base_all, recipe.val_fraction, recipe.split_seed, "base-val")
     if recipe.train_per_class is not None:
         base = cut_train(base, recipe.train_per_class, recipe.split_seed)
-        notes.append(f"base cut to {recipe.train_per_class} images a class by seed {recipe.split_seed}")
+        notes.append(f"base cut to {recipe.train_per_class} images per class by seed {recipe.split_seed}")
     novel = replace(parts["test"], split="novel")
     novel_val = replace(parts["val"], split="novel-val") if "val" in parts else None
     return FewshotSplits(replace(base, split="base"), base_val, novel, [*notes, note], novel_val)
@@ -173,7 +173,7 @@ def describe(name: str, part: ImageSet, expected: int | None) -> str:
     first = ", ".join(part.class_names[:4])
     text = f"{name}: {len(part.class_names)} classes, {len(part)} images ({first}, ...)"
     if expected is not None and (counts.min(), counts.max()) != (expected, expected):
-        text += f"; WARNING: {counts.min()} to {counts.max()} images a class, published with {expected}"
+        text += f"; WARNING: {counts.min()} to {counts.max()} images per class, published with {expected}"
     return text
 
 

@@ -11,7 +11,7 @@ import torch
 from schane_cli.distributed import rank
 
 _SHARED_MEMORY = Path("/dev/shm")
-_PLENTY_BYTES = 2**32  # with so much shared memory free nobody needs to count
+_PLENTY_BYTES = 2**32  # with this much free shared memory there is no need to count
 _BATCHES_PER_WORKER = 2  # that a DataLoader lets each worker prepare ahead
 _BATCHES_IN_USE = 2  # one being trained on, one on its way
 

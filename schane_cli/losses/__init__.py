@@ -25,10 +25,10 @@ _LOSSES: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register_loss(name: str, build: Callable[..., nn.Module]) -> None:
-    """Offer `build(**options)` as the loss `name`.
+    """Register `build(**options)` as the loss `name`.
 
-    `build` makes a module whose `forward(projection, labels)` takes (n, d) and (n,) and returns a scalar; it gets those
-    of the options that it names. Two attributes are optional: `by_image = True` asks for image ids in place of class
+    `build` makes a module whose `forward(projection, labels)` takes (n, d) and (n,) and returns a scalar; it is given
+    those options that it names. Two attributes are optional: `by_image = True` asks for image ids in place of class
     labels, and `stats`, a dict of 0-dim tensors about the last batch, goes into the log.
     """
     _LOSSES[name] = build
@@ -43,8 +43,8 @@ def contrastive_loss(name: str, *, extra: Mapping[str, Any] | None = None, **opt
     """The loss of that name: `schane`, `easy` (schane at hardness 0), `supcon`, `simclr`, or one that was registered.
 
     Options that the named loss does not have are ignored, so that one recipe serves a comparison; those in `extra` are
-    its own, and TypeError says which it does not have. Raises ValueError for another name: plain cross-entropy has no
-    contrastive term and is not built here.
+    for it alone, and one that it does not have raises TypeError. Raises ValueError for another name:
+    plain cross-entropy has no contrastive term and is not built here.
     """
     if name not in _LOSSES:
         raise ValueError(f"name is {name!r}; allowed: {', '.join(_LOSSES)}")
@@ -56,7 +56,7 @@ def contrastive_loss(name: str, *, extra: Mapping[str, Any] | None = None, **opt
 
 
 def _easy(**options: Any) -> SchaneLoss:
-    """The release's `easy` estimator: all negatives weigh alike."""
+    """The release's `easy` estimator: all negatives have the same weight."""
     return SchaneLoss(**{**options, "hardness": 0.0})
 
 

@@ -1,6 +1,6 @@
 """Supervised contrastive objectives on a batch of projections: SCHaNe, its easy form, SupCon and SimCLR.
 
-This file can be lifted out and used alone (it then has the dense form only, see `Backend`)::
+This file can be copied out and used on its own (it then has the dense form only, see `Backend`)::
 
     from schane_cli.losses import SchaneLoss
     criterion = SchaneLoss()
@@ -56,11 +56,11 @@ PoolScope = Literal["global", "local"]
 Backend = Literal["auto", "dense", "tiled", "triton"]
 
 DENSE_ROWS = 128  # up to here both take about 2 ms on 2 CPU cores; above, the tiled form is faster as well as smaller
-NO_DIRECTION = 1e-12  # a projection shorter than this is taken as zero: cosine 0 with everything, gradient 0
+NO_DIRECTION = 1e-12  # a projection shorter than this counts as zero: cosine 0 with everything, gradient 0
 
 
 class Pairs(NamedTuple):
-    """Who is whose positive. Anchor i is row `offset + i` of the pool (and never its own positive)."""
+    """Which rows are positives of which. Anchor i is row `offset + i` of the pool (and never its own positive)."""
 
     classes: Tensor  # (N,) int64, equal where the labels are, in their order
     offset: int
@@ -155,7 +155,7 @@ class _Normalise(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of every rank, in rank order. Backward sums what every rank's loss says of this rank's rows."""
+    """Rows of every rank, in rank order. Backward sums every rank's gradient with respect to this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: list[int], rank: int) -> Tensor:
@@ -171,7 +171,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _gather_uneven(rows: Tensor, sizes: list[int]) -> Tensor:
-    """all_gather wants equal shapes: pad to the longest part, then cut."""
+    """all_gather needs equal shapes: pad to the longest part, then cut."""
     padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in sizes]
@@ -193,7 +193,7 @@ def _dense_soft_means(pool: Tensor, pairs: Pairs, weighting: Weighting) -> tuple
     centred = negatives - largest  # hard and soft share this maximum, and their difference loses its rounding error
     weight = weighting.hardness * (centred.detach() if weighting.stop_gradient else centred)
     hard = (centred + weight).logsumexp(1)
-    soft = weight.masked_fill(same, nothing).logsumexp(1)  # again masked: at hardness 0 the weight of all is 1
+    soft = weight.masked_fill(same, nothing).logsumexp(1)  # masked again: at hardness 0 every weight is 1
     return positive, largest[:, 0] + hard - soft
 
 
@@ -202,7 +202,7 @@ _BACKENDS: dict[str, SoftMeans] = {}
 
 
 def register_backend(name: str, soft_means: SoftMeans) -> None:
-    """Offer `soft_means(pool, pairs, weighting, allow_tf32=...)` as `backend=name`.
+    """Register `soft_means(pool, pairs, weighting, allow_tf32=...)` as `backend=name`.
 
     It returns what `_dense_soft_means` returns. The package registers `tiled` and `triton`; this file has `dense`.
     """
@@ -278,9 +278,9 @@ class _ContrastiveLoss(nn.Module):
 
         Across W processes with `pool="global"` each rank computes its own anchors against all ranks' rows. The value
         returned is the mean over the valid anchors of all ranks, the same on every rank. Its gradient is that of
-        W * (sum over this rank's anchors) / (valid anchors of all ranks), and the gather adds what the other ranks'
-        anchors say of this rank's rows: the average over ranks, as DDP takes it, is the gradient of the global mean
-        loss. Forward and backward both communicate, so every rank must run both.
+        W * (sum over this rank's anchors) / (valid anchors of all ranks), and the gather adds the other ranks'
+        gradients with respect to this rank's rows: the average over ranks, as DDP takes it, is the gradient of the
+        global mean loss. Forward and backward both communicate, so every rank must run both.
 
         Raises ValueError for a wrong rank, dtype or length, and for NaN or infinite projections. This last check reads
         one flag back from the device; `check_finite=False` drops it for callers who check the loss, which is then NaN.
@@ -356,7 +356,7 @@ class _ContrastiveLoss(nn.Module):
             )
 
     def _per_anchor(self, positive: Tensor, negative: Tensor, positive_cosine: Tensor, pairs: Pairs) -> Tensor:
-        """L_i (m,) from the soft means; whatever it says of invalid anchors is dropped, but must be finite."""
+        """L_i (m,) from the soft means; its values for invalid anchors are dropped, but must be finite."""
         raise NotImplementedError
 
     def _totals(
@@ -394,8 +394,8 @@ class _ContrastiveLoss(nn.Module):
 class SchaneLoss(_ContrastiveLoss):
     """The hardness-weighted supervised contrastive loss, arXiv:2308.14893 (closed form in the module docstring).
 
-    - `temperature` tau > 0, `hardness` beta >= 0: 0 weights all negatives alike (the release's `easy` estimator; not
-      SupCon, which averages outside the log).
+    - `temperature` tau > 0, `hardness` beta >= 0: 0 gives all negatives the same weight (the release's `easy`
+      estimator; not SupCon, which averages outside the log).
     - `positives`: "mean" is the release's form, "sum" is CLCE's equation (arXiv:2402.14551).
     - `stop_gradient`: treat the weights of the negatives as constants (the release does not).
     - `pool`: "global" gathers projections from all ranks of `torch.distributed` with their gradient; "local" is each
@@ -495,7 +495,7 @@ def _check_input(projection: Tensor, labels: Tensor) -> None:
 
 
 def _check_finite(unit: Tensor) -> None:
-    """A NaN or infinity anywhere in a row makes its whole unit row NaN, so one column tells."""
+    """A NaN or infinity anywhere in a row makes its whole unit row NaN, so one column is enough."""
     finite = torch.isfinite(unit[:, 0])
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])

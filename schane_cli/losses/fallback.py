@@ -17,7 +17,7 @@ TOLERANCE = 1e-3  # relative, of values and gradients in fp32; a wrong kernel is
 def triton_or_tiled(pool: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """The soft means by Triton, or by tiles where the kernels do not compile or disagree on `pool`'s device.
 
-    Compared once in each process and on each device, with a warning where Triton is given up.
+    Compared once in each process and on each device, with a warning where Triton is not used.
     """
     soft_means = tiled_soft_means if why_not_triton(pool.device) else _triton
     return soft_means(pool, *arguments, **options)
@@ -28,7 +28,7 @@ def why_not_triton(device: torch.device) -> str | None:
     """None where the kernels agree with the tiled form on `device`; otherwise what went wrong, in a sentence."""
     try:
         difference = disagreement(_triton, device)
-    except ValueError:  # a device that the kernels refuse: the call itself says so, in its own words
+    except ValueError:  # a device that the kernels refuse: the call itself raises the error
         return None
     except Exception as error:  # whatever a compiler or a driver raises
         reason = f"they do not run here ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
@@ -59,7 +59,7 @@ def _values_and_gradient(soft_means: SoftMeans, rows: Tensor, labels: Tensor, de
 
 
 def _triton(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    """Triton is imported when it is first used: nobody waits for it on a CPU."""
+    """Triton is imported when it is first used, so that a run on a CPU does not wait for it."""
     from schane_cli.losses.triton import triton_soft_means
 
     return triton_soft_means(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Cross-entropy under class imbalance: weights of the classes, and the adjustment of logits by the classes' shares."""
+"""Cross-entropy under class imbalance: class weights, and the adjustment of logits by the classes' shares."""
 
 import torch
 
@@ -11,10 +11,10 @@ def class_weights(counts: torch.Tensor, how: str) -> torch.Tensor | None:
     `counts` (C,): training images of each class; one without images gets weight 0. "balanced": inversely proportional
     to the count. "effective": inversely proportional to the effective number of images (1 - b^n) / (1 - b) with
     b = (N - 1) / N, N all training images (Cui et al. 2019, arXiv:1901.05555, equation 2; their N is the volume of a
-    class's data space, which nobody knows).
+    class's data space, which is unknown).
 
     Raises:
-        ValueError: an unknown `how`, or counts that are not positive anywhere.
+        ValueError: an unknown `how`, or no positive count.
     """
     if how not in CLASS_WEIGHTS:
         raise ValueError(f"unknown class weights {how!r}; allowed: {', '.join(CLASS_WEIGHTS)}")

@@ -1,7 +1,7 @@
 """The soft means of `contrastive.py` and their gradient without n x n matrices, in plain torch on any device.
 
-Similarities are computed tile by tile, reduced to a few numbers an anchor, dropped, and computed again in backward:
-O(N d + tile N) memory, whatever is kept for backward included. Two ways:
+Similarities are computed tile by tile, reduced to a few numbers per anchor, dropped, and computed again in backward:
+O(N d + tile N) memory, whatever is kept for backward included. There are two ways:
 
 **Symmetric tiles**, where every row of the pool is an anchor and exponentials need no shift. S is symmetric, so a tile
 above the diagonal serves its rows and its columns, and dZ = H Z with H = G + G^T, itself symmetric. Forward is half an
@@ -40,7 +40,7 @@ def tiled_soft_means(
 
 class _Tiles(Protocol):
     def sums(self) -> Tensor:
-        """What the means are made of, and backward needs again: (5, m)."""
+        """What the means are computed from, kept for backward: (5, m)."""
 
     def gradient(self, weights: Tensor) -> Tensor:
         """d/dpool (N, d) of sums whose derivatives by s / tau are `weights` (3, m) times their exponentials."""
@@ -69,9 +69,9 @@ class _TiledSoftMeans(torch.autograd.Function):
 
 
 def derivative_weights(d_positive: Tensor, d_negative: Tensor, sums: Tensor, weighting: Weighting) -> Tensor:
-    """Factors (3, m) of the positive, hard and soft exponentials in dL/ds: what comes in over tau times the sum.
+    """Factors (3, m) of the positive, hard and soft exponentials in dL/ds: incoming gradient over tau times the sum.
 
-    An anchor without such pairs has a sum of 0 and a derivative of 0 coming in.
+    An anchor without such pairs has a sum of 0 and an incoming derivative of 0.
     """
     through_weights = 0.0 if weighting.stop_gradient else weighting.hardness
     hard, soft = d_negative * (1 + through_weights), d_negative * -through_weights
@@ -225,7 +225,7 @@ class _RowPanels:
 
     def _panel_slopes(self, positive: Tensor, negative: Tensor, weights: Tensor) -> Tensor:
         """G = dL/dS of a panel: each set's exponentials times the row's weight."""
-        positive_top, negative_top = positive.amax(1), negative.amax(1)  # cheaper to find again than to carry
+        positive_top, negative_top = positive.amax(1), negative.amax(1)  # cheaper to recompute than to keep
         slopes = _shifted_exp(positive, positive_top).mul_(weights[0, :, None])
         slopes += _shifted_exp(negative, negative_top, 1 + self.hardness).mul_(weights[1, :, None])
         if self.hardness:

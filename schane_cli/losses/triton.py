@@ -2,10 +2,11 @@
 
 No n x n matrix reaches memory. With x = s log2(e) / tau, a tile of x lives in registers for as long as it is needed:
 
-- `_sums_kernel`: a program holds a block of anchors, walks over the pool and keeps five numbers an anchor (the largest
+- `_sums_kernel`: a program holds a block of anchors, walks over the pool and keeps five numbers per anchor (the largest
   x and the sum of its exponentials over positives; the largest x and the hard and soft sums over negatives).
 - `_gradient_kernel`: a program holds a block of rows of the pool, walks over columns, rebuilds H = G + G^T from both
-  sides' numbers and adds H Z to its rows. Every output row has one writer: no atomics, the same bits every time.
+  sides' numbers and adds H Z to its rows. Every output row has one writer: no atomics, so that
+  results are identical bit for bit.
 
 Three n x n x d products where every row is an anchor: one in forward, two in backward. Where few row blocks would
 leave multiprocessors idle, the walk is cut into `splits` pieces that are merged in a fixed order.
@@ -14,7 +15,7 @@ Products: "ieee" is plain fp32; "tf32x3" sums three TF32 products on the tensor 
 (the default on CUDA); "tf32" where the caller allows it. Pool rows that are not anchors have weights of zero.
 """
 
-# Triton's habit: compile-time arguments in capitals, no annotations on what is not Python
+# As is usual for Triton: compile-time arguments in capitals, no annotations on what is not Python
 # ruff: noqa: N803
 # mypy: disable-error-code="no-untyped-def"
 
@@ -47,11 +48,11 @@ class _Blocks(NamedTuple):
 
 def _blocks(pool: Tensor, allow_tf32: bool) -> _Blocks:
     width = triton.next_power_of_2(max(16, pool.shape[1]))
-    if not pool.is_cuda:  # the interpreter: small tiles, so that small tests cross their borders
+    if not pool.is_cuda:  # the interpreter: small tiles, so that small tests reach their edges
         return _Blocks(16, 32, min(width, 32), min(width, 32), 4, 1, "ieee", 4)
     precision = "tf32" if allow_tf32 else "tf32x3"
     programs = 2 * torch.cuda.get_device_properties(pool.device).multi_processor_count
-    # compiled for sm_90 these shapes spill nothing in forward and 152 bytes a thread in backward; not yet timed
+    # compiled for sm_90 these shapes spill nothing in forward and 152 bytes per thread in backward; not yet timed
     return _Blocks(128, 64, min(width, 32), min(width, 128), 8, 2, precision, programs)
 
 

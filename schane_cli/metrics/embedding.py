@@ -1,7 +1,7 @@
 """Embedding quality: every metric with its bootstrap interval, and the paired comparison of two checkpoints.
 
 What varies is the images. Which method a metric's interval is from, or why it has none, the registry says; how often
-each holds the truth, and how wide it is, results/benchmarks/coverage.md. No metric is computed anew on a bootstrap
+each holds the truth, and how wide it is, results/benchmarks/coverage.md. No metric is computed again on a bootstrap
 resample, where an image drawn twice would be its own nearest neighbour and a pair at distance zero. Instead
 
 - metrics over pairs (cosines, alignment, uniformity, AUC) are U-statistics over i != j by original index, resampled by
@@ -10,7 +10,7 @@ resample, where an image drawn twice would be its own nearest neighbour and a pa
   their gallery);
 - metrics of the spectrum and of the scatter resample coordinates along axes that stay as they are, which is exact to
   first order;
-- kNN accuracy, recall@k and the linear probe are measured anew on halves of the images (`Halves`), without repeats.
+- kNN accuracy, recall@k and the linear probe are measured again on halves of the images (`Halves`), without repeats.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ Draft = tuple[str, Measured, int]  # name in the registry, value and resamples, 
 class PairedDifference:
     """A metric under two checkpoints on the same images: second minus first, with its paired 95 % interval.
 
-    `p_holm` is adjusted for all the metrics compared. `better`: the checkpoint that is told apart by it at 5 %;
+    `p_holm` is adjusted for all the metrics compared. `better`: the checkpoint that is significantly better at 5 %;
     "neither" where none is, or no direction of the metric is better.
     """
 

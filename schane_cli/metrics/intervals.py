@@ -167,7 +167,7 @@ def paired_comparison(a: ArrayLike, b: ArrayLike, resolution: float = 0.0) -> Pa
 
     `resolution` is the step in which the values come, 1 / n for an accuracy over n images: differences that lie within
     one step of each other have a spread that rounding made, and two differences are too few for any spread. Neither
-    gives an interval or a verdict: differences that agree by chance would otherwise be told apart with p = 0.
+    gives an interval or a verdict: differences that agree by chance would otherwise count as significant with p = 0.
 
     Raises:
         ValueError: different numbers of values, fewer than two, or values that are not finite.
@@ -184,7 +184,9 @@ def paired_comparison(a: ArrayLike, b: ArrayLike, resolution: float = 0.0) -> Pa
     if n == 2:
         return PairedComparison(mean, None, None, n, "two are too few for a verdict")
     if np.ptp(change) <= resolution * (1 + 1e-9) + 1e-12:
-        return PairedComparison(mean, None, None, n, "the differences are alike up to rounding, which is no spread")
+        return PairedComparison(
+            mean, None, None, n, "the differences are the same up to rounding, so they have no spread"
+        )
     result: Any = stats.ttest_1samp(change, 0.0)
     interval = result.confidence_interval(0.95)
     return PairedComparison(mean, (float(interval.low), float(interval.high)), float(result.pvalue), n)

@@ -103,7 +103,7 @@ def _optimiser(seed: int, perplexity: float, threads: int, progress: Callable[[f
     done = 0
 
     def tell(iteration: int, error: float, points: Any) -> None:
-        nonlocal done  # the library counts iterations anew after early exaggeration
+        nonlocal done  # the library starts counting iterations again after early exaggeration
         done += REPORT_EVERY
         if progress is not None:
             progress(min(1.0, done / (EARLY_ITERATIONS + LATE_ITERATIONS)))

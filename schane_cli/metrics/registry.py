@@ -123,7 +123,7 @@ POSITIVE = (0.0, math.inf)
 COSINE = (-1.0, 1.0)
 WILSON = "Wilson's score interval"
 BOOTSTRAP = "bootstrap over images"
-HALVES = "halves of the images, measured anew"
+HALVES = "halves of the images, measured again"
 ECE_INTERVAL = "noise of the bins' gaps, against calibrated models"
 
 

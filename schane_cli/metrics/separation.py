@@ -1,6 +1,6 @@
 """Metrics of how far the classes lie apart: silhouette, k-means NMI, Fisher ratio, neural collapse and a linear probe.
 
-Each reduces to one number an image, so that the bootstrap resamples numbers and not embeddings.
+Each reduces to one number per image, so that the bootstrap resamples numbers and not embeddings.
 """
 
 import warnings

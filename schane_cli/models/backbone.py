@@ -148,7 +148,7 @@ def reach_hub() -> None:
 
 
 def _takes_image_size(name: str, image_size: int) -> bool:
-    """Transformers with a fixed grid want img_size where it differs from their own; convnets take any size."""
+    """Transformers with a fixed grid need img_size where it differs from their own; convnets take any size."""
     config = timm.get_pretrained_cfg(name)
     return config is not None and bool(config.fixed_input_size) and config.input_size[-1] != image_size
 
@@ -196,7 +196,7 @@ def find_heads(backbone: Any, name: str, image_size: int) -> Heads:
         embedding = backbone.forward_head(features, pre_logits=True)
         logits, direct = _logits(backbone, features, embedding)
         whole = backbone(images)
-    except Exception as error:  # a model of any author, at a size that nobody may have tried
+    except Exception as error:  # any author's model, at a size that may never have been tried
         raise BadRequest(_cannot_be_used(name, image_size, error)) from None
     finally:
         backbone.train(training)

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain values only, written whole or not at all, read without running anything.
+"""Checkpoints: tensors and plain values only, written completely or not at all, read without running anything.
 
 Keys of a checkpoint: `format`, `state_dict` (the backbone with its classifier, in timm's own names, so that
 `timm.create_model(..., checkpoint_path=...)` reads it), `projection`, `architecture` (timm name), `recipe` (plain
@@ -141,7 +141,7 @@ def _require_whole(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         damaged = str(error)
     if damaged is not None:
-        raise BadRequest(f"{path} is damaged: its checksum does not hold ({damaged}); take a copy, or train again")
+        raise BadRequest(f"{path} is damaged: its checksum does not match ({damaged}); take a copy, or train again")
 
 
 def require_keys(
@@ -154,7 +154,7 @@ def require_keys(
     """BadRequest that names the key of `content` that is missing, unknown, or of another type than its entry says."""
     for key, kind in needed.items():
         if key not in content:
-            raise BadRequest(f"{where} lacks the key {key!r}")
+            raise BadRequest(f"{where} has no key {key!r}")
         _require_type(content[key], kind, f"{where}, key {key!r}")
     for key, value in content.items():
         if optional is not None and key not in needed:
@@ -192,5 +192,5 @@ def read_last(path: Path) -> dict[str, Any]:
     """The content of a last.pt, which a stopped run is resumed from; BadRequest for any other checkpoint."""
     content = read_checkpoint(path)
     if "training" not in content:
-        raise BadRequest(f"checkpoint {path} lacks the key 'training': a run is resumed from last.pt alone")
+        raise BadRequest(f"checkpoint {path} has no key 'training': only last.pt can be resumed from")
     return content

@@ -115,7 +115,7 @@ class ResNet12(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """timm's parameter groups for layer decay: one a block, coarse or not."""
+        """timm's parameter groups for layer decay: one per block, coarse or not."""
         return {"blocks": r"^layer(\d+)"}
 
     @torch.jit.ignore

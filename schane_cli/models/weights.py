@@ -214,7 +214,7 @@ def _forms(tensors: Tensors, backbone: Any) -> Iterator[Tensors]:
 def _misfits(tensors: Tensors, backbone: Any) -> tuple[list[str], list[str], list[str]]:
     """Names of the backbone that are missing, of other shape, and names that only a larger backbone would have.
 
-    A name outside the backbone's own parts (a queue, a decoder, a training code's head) is no misfit: it is left out.
+    A name outside the backbone's own parts (a queue, a decoder, a training code's head) is left out without complaint.
     """
     own, heads = backbone.state_dict(), classifier_keys(backbone)
     parts = {name.partition(".")[0] for name in own} - {name.partition(".")[0] for name in heads}
@@ -262,7 +262,7 @@ def _why_not(source: Source, candidate: Candidate, backbone: Any, name: str) -> 
     if not missing:
         return text + f"has unknown {unknown[0]} ({len(unknown)} in all), as a larger backbone would"
     strange = [key for key in theirs if key not in own]
-    text += f"lacks {missing[0]} ({len(missing)} of {len(own)} in all)"
+    text += f"has no {missing[0]} ({len(missing)} of {len(own)} in all)"
     text += f"; nearest in the file: {_near(missing[0], strange or theirs)}"
     return text + (f"; nearest to the file's {strange[0]}: {_near(strange[0], missing)}" if strange else "")
 

@@ -96,7 +96,7 @@ def show(block: Block, terminal: Terminal) -> None:
 
 
 def heading(block: Block) -> str:
-    """`cifar100, 20 images a class, 5 seeds, n = 10,000 images`."""
+    """`cifar100, 20 images per class, 5 seeds, n = 10,000 images`."""
     n = len(block.seeds)
     return ", ".join([block.title, f"{n} seed{'s' if n > 1 else ''}", *([block.count] if block.count else [])])
 

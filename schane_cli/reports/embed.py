@@ -67,7 +67,7 @@ def _write(embedded: Embedded, thumbnails: Sheet, terminal: Terminal) -> None:
     for table in tables(embedded):
         terminal.table(table)
     if embedded.differences:
-        terminal.say("better: told apart at 5 % after Holm's adjustment for the number of metrics compared")
+        terminal.say("better: significant at 5 % after Holm's adjustment for the number of metrics compared")
     terminal.say(f"report: {page}")
 
 

@@ -45,7 +45,7 @@ def navigation(run: Path) -> list[Place]:
 
 
 def link_back(run: Path, places: Sequence[Place], draw: Callable[[Sequence[Place]], str]) -> None:
-    """Let the pages that `run` links to link to it: only the part between the two marks of each is written anew."""
+    """Let the pages that `run` links to link to it: only the part between the two marks of each is rewritten."""
     for place in places:
         page, theirs = place.folder / PAGE, navigation(place.folder)
         if place.kind == "made from" and run.absolute() not in [one.folder for one in theirs]:
@@ -106,7 +106,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _kind(folder: Path) -> str:
-    """What a folder's page shows, by its summary; empty where it is no run folder."""
+    """What a folder's page shows, by its summary; empty where it is not a run folder."""
     return str(_summary(folder).get("command", ""))
 
 

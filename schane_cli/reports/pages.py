@@ -77,7 +77,7 @@ def asset(name: str) -> Markup:
 def render(name: str, **context: Any) -> str:
     """The page of `templates/NAME.html.j2`, all text in `context` escaped.
 
-    base.html.j2 wants `title` (and takes `navigation`, a list of Place); see write_page for a run folder's page.
+    base.html.j2 needs `title` (and takes `navigation`, a list of Place); see write_page for a run folder's page.
     """
     return environment().get_template(f"{name}.html.j2").render(**context)
 

@@ -42,7 +42,7 @@ def predict_report(run: Path, terminal: Terminal) -> None:
 
 @dataclass(frozen=True)
 class Tile:
-    """A thumbnail on the page: its address, its file, and what it says of the prediction."""
+    """A thumbnail on the page: its address, its file, and its caption."""
 
     source: str
     path: str

@@ -42,7 +42,7 @@ def _grid_report(file: StudyFile, summary: Mapping[str, Any], folder: Path, term
     notes = [unfinished] if left else []
     try:
         blocks = compare_runs(runs, metric=file.metric, baseline=file.baseline, common_seeds=bool(left))
-    except BadRequest as reason:  # one setting, or too little done to compare: the runs stand for themselves
+    except BadRequest as reason:  # one setting, or too few finished runs to compare
         terminal.say(str(reason))
         return
     comparison = write_comparison(blocks, notes, folder, terminal)

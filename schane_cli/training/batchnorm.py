@@ -37,7 +37,7 @@ def has_batchnorm(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def re_estimate(model: nn.Module, train: ImageSet, recipe: Recipe, spec: InputSpec, device: torch.device) -> None:
-    """Make the running statistics of every BatchNorm anew, as plain means over batches of training views.
+    """Compute the running statistics of every BatchNorm again, as plain means over batches of training views.
 
     Averaged weights need it (Izmailov et al. 2018, arXiv:1803.05407, section 3.2): the statistics of no single run are
     those of their mean. Up to 10,000 images, one view each, drawn by the recipe's seed; nothing else is in training

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and Slurm's SIGUSR1 end a run after the step under way, saved, with the line to go on with.
+"""SIGINT, SIGTERM and Slurm's SIGUSR1 end a run after the step under way, saved, with the command that resumes it.
 
 A signal that comes while the run waits for a batch ends the wait: between two steps there is nothing to finish. A
 second signal some seconds after the first ends anything at once.
@@ -32,7 +32,7 @@ class Interrupted(SchaneError):  # noqa: N818 (reads as what it is)
         super().__init__(f"stopped by {name}; saved. Go on with: schane {command}")
 
     def resumed_by(self, command: str) -> "Interrupted":
-        """The same, with another line to go on with."""
+        """The same, with another command that resumes it."""
         return Interrupted(self.signal_number, command)
 
 

@@ -57,7 +57,7 @@ def prepare(
 
 
 def _require_same_data(stored: Mapping[str, Any], class_names: tuple[str, ...], images: Mapping[str, Any]) -> None:
-    """Refuse to go on with other classes or images than the run began with; BadRequest says what differs."""
+    """Refuse to resume with other classes or images than the run began with; BadRequest says what differs."""
     changes = class_changes(tuple(stored["class_names"]), class_names)
     changes = changes or image_changes(stored.get("images", {}), images)
     if changes:
@@ -150,7 +150,7 @@ def objective_line(recipe: Recipe) -> str:
 
 
 def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
-    """What a summary says of the training."""
+    """The part of a summary that describes the training."""
     return {
         "command": job.command,
         "dataset": job.recipe.data.dataset,

@@ -50,7 +50,7 @@ class Objective(nn.Module):
         self.label_smoothing = recipe.label_smoothing
         self.criterion = contrastive_term(recipe, projection_dim) if self.weight else None
         adjustment = recipe.logit_adjustment * log_shares(class_counts) if recipe.logit_adjustment else None
-        # not part of the state: made from the training labels anew when a run is resumed
+        # not part of the state: computed from the training labels again when a run is resumed
         self.register_buffer("class_weights", class_weights(class_counts, recipe.class_weights), persistent=False)
         self.register_buffer("adjustment", adjustment, persistent=False)
         mixers = [v2.MixUp(alpha=recipe.mixup, num_classes=n_classes)] if recipe.mixup else []
@@ -59,7 +59,7 @@ class Objective(nn.Module):
 
     @property
     def stats(self) -> dict[str, torch.Tensor]:
-        """What the contrastive term says of the last batch (`SchaneLoss`); empty for cross-entropy alone."""
+        """The contrastive term's statistics of the last batch (see `SchaneLoss`); empty for cross-entropy alone."""
         return getattr(self.criterion, "stats", {})
 
     def mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

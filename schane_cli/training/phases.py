@@ -2,7 +2,7 @@
 
 LP-FT (Kumar et al. 2022, arXiv:2202.10054, section 3.4): a head that starts at nothing sends a gradient through the
 backbone that distorts pretrained features; a head that was fitted first does not. Each phase is a training of its own,
-with its schedule and a fresh optimizer; step numbers, the best epoch and the run folder go on across both.
+with its schedule and a fresh optimizer; step numbers, the best epoch and the run folder continue across both.
 """
 
 from dataclasses import dataclass

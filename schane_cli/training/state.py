@@ -48,7 +48,7 @@ def put_back(parts: Parts, content: dict[str, Any], path: Path) -> None:
     training = content["training"]
     if training["world_size"] != world_size():
         raise BadRequest(
-            f"this run was made by {training['world_size']} processes and cannot go on with {world_size()}: the "
+            f"this run was made by {training['world_size']} processes and cannot be resumed with {world_size()}: the "
             "random state of each belongs to its place"
         )
     restore(parts.model, content, path)

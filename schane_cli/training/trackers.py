@@ -71,7 +71,7 @@ class Tracker(Protocol):
 
 
 class RemoteTracker(Tracker, Protocol):
-    """A tracker that keeps a run beyond this process, under an id by which it goes on."""
+    """A tracker that keeps a run beyond this process, under an id by which it resumes."""
 
     id: str
 
@@ -79,7 +79,7 @@ class RemoteTracker(Tracker, Protocol):
 class Trackers:
     """The trackers of a run. What a resumed run logs for a second time reaches them once.
 
-    TensorBoard's file is written anew from metrics.jsonl. A server keeps what it has, so that trackers.json holds how
+    TensorBoard's file is rewritten from metrics.jsonl. A server keeps what it has, so that trackers.json holds how
     far each kind of line went there; a repeated step has the same figures, and is left out.
     """
 

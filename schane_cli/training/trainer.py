@@ -1,4 +1,5 @@
-"""The one training core, under finetune and few-shot base training: stopped anywhere, it goes on to the same bits."""
+"""The one training core, under finetune and few-shot base training: stopped anywhere and resumed, it ends with
+the same weights, bit for bit."""
 
 import time
 from collections.abc import Callable

@@ -123,7 +123,7 @@ def test_two_seeds_or_differences_that_agree_to_rounding_give_no_verdict() -> No
         "two are too few for a verdict"
     )
     (difference,) = block(made("ce", CE) + made("schane", CE + np.array([2, 3, 2, 3, 2]) / 100)).differences
-    assert "alike up to rounding" in difference.sentence
+    assert "the same up to rounding" in difference.sentence
     assert (difference.pair.ci95, difference.p_adjusted) == (None, None)
 
 

@@ -53,7 +53,7 @@ def test_training_sets_are_blocks_of_their_own(tmp_path: Path) -> None:
     file = study_file(tmp_path, **ARMS, grid={"data.train_per_class": [8, 10]}, seeds=[0, 1])
     assert run_cli("study", file, "--out", tmp_path / "s") == 0
     blocks = summary(tmp_path / "s")["comparison"]
-    assert [block["title"] for block in blocks] == ["digits, 8 images a class", "digits, 10 images a class"]
+    assert [block["title"] for block in blocks] == ["digits, 8 images per class", "digits, 10 images per class"]
     assert all({group["group"] for group in block["groups"]} == {"ce", "schane"} for block in blocks)
 
 
@@ -182,7 +182,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, li
     subprocess.run([*control, "-m", "immediate", "stop"], check=False, capture_output=True, cwd=place)
 
 
-LONG = {"set": {**TINY, "train.epochs": 40}}  # some seconds a trial
+LONG = {"set": {**TINY, "train.epochs": 40}}  # some seconds per trial
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_a_missing_dataset_is_named_before_any_work(name: str, tmp_path: Path) -
 def test_an_incomplete_dataset_is_named_with_what_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make("cub200", tmp_path, monkeypatch)
     (tmp_path / "cub200/CUB_200_2011/classes.txt").unlink()
-    with pytest.raises(BadRequest, match=r"incomplete: CUB_200_2011/classes\.txt lacking"):
+    with pytest.raises(BadRequest, match=r"incomplete: CUB_200_2011/classes\.txt missing"):
         load_splits(recipe("cub200", tmp_path))
 
 

@@ -269,7 +269,7 @@ def test_lists_of_corrections_leave_images_out_and_change_their_class(tmp_path: 
     assert label_of["cat/cat_2.png"] == "dog"
     assert any("2 images left out by" in note and "none.png" in note for note in splits.notes)
     (tmp_path / "new.csv").write_text("path,label\ncat/cat_2.png,dgo\n")
-    with pytest.raises(BadRequest, match="line 2: 'dgo' is no class of .*; did you mean 'dog'"):
+    with pytest.raises(BadRequest, match="line 2: 'dgo' is not a class of .*; did you mean 'dog'"):
         load(f"folder:{tmp_path}", relabel=tmp_path / "new.csv")
 
 

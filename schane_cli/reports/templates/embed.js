@@ -19,7 +19,7 @@ const views = data.views.map(view => ({ ...view,
 const state = { projection: 'tsne', hidden: new Set(), search: '', mistakes: false, held: null }
 const element = view => byId(`scatter-${view}`)
 
-// ---- look: the page's own colours, read anew when light turns dark, and light on paper
+// ---- look: the page's own colours, read again when light turns dark, and light on paper
 let printing = false
 function theme() {
   const style = getComputedStyle(document.documentElement)
