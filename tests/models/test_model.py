@@ -137,10 +137,10 @@ def test_a_checkpoint_of_another_backbone_names_the_one_it_holds(tmp_path: Path)
 def test_a_weights_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "vit.pt"
     torch.save(timm.create_model("test_vit").state_dict(), path)
-    with pytest.raises(BadRequest, match="does not fit test_resnet: it lacks"):
+    with pytest.raises(BadRequest, match="does not fit test_resnet: it has no"):
         _model(weights=str(path))
     torch.save(timm.create_model("test_resnet").state_dict(), path)
-    with pytest.raises(BadRequest, match="does not fit test_vit: it lacks"):
+    with pytest.raises(BadRequest, match="does not fit test_vit: it has no"):
         _model("test_vit", weights=str(path))
 
 

@@ -109,7 +109,7 @@ def test_part_of_a_backbone_is_refused_with_the_nearest_names(tmp_path: Path) ->
     with pytest.raises(BadRequest) as refused:
         _model(tmp_path / "weights.pt")
     said = str(refused.value)
-    assert "it lacks conv1.0.weight (4 of" in said
+    assert "it has no conv1.0.weight (4 of" in said
     assert re.search(r"; nearest in the file: conv1.0.wieght, layer\d.0.conv1.wieght, layer\d.0.conv1.wieght;", said)
     assert re.search(r"nearest to the file's conv1.0.wieght: conv1.0.weight, layer\d.0.conv1.weight, layer\d.0", said)
 
