@@ -36,7 +36,7 @@ ALLOWED = {
         "modules": {"errors", "recipe", "run", "terminal", "distributed"},
     },
     "training": {
-        "packages": {"features", "images", "losses", "models"},
+        "packages": {"features", "images", "losses", "metrics", "models"},
         "modules": {"errors", "plugins", "recipe", "run", "terminal", "distributed"},
     },
     "commands": {

@@ -19,7 +19,7 @@ from schane_cli.datasets.catalog import class_list
 from schane_cli.datasets.load import load_fewshot_splits
 from schane_cli.distributed import on_first
 from schane_cli.errors import BadRequest, nearest, refusing
-from schane_cli.features.extract import extract
+from schane_cli.features.extract import extract, scoring_batch
 from schane_cli.features.store import RandomView, stored_features
 from schane_cli.fewshot.classifiers import CLASSIFIERS, Method, as_classifier
 from schane_cli.fewshot.episodes import Episodes, disjoint_episodes, draw_episodes
@@ -240,7 +240,7 @@ def episode_score(model: SchaneModel, job: Job, recipe: Recipe) -> tuple[float, 
         seed=settings.episode_seed,
         class_names=job.val.class_names,
     )
-    features = extract(model, job.val, job.spec, device=job.device, batch_size=recipe.train.batch_size, workers=0)
+    features = extract(model, job.val, job.spec, device=job.device, batch_size=scoring_batch(recipe.train), workers=0)
     scores = evaluate_episodes(features.embedding, episodes, classifier="centroid", normalize="l2", device=job.device)
     accuracy = float(scores.accuracies.mean())
     return accuracy, 1 - accuracy

@@ -26,6 +26,7 @@ from schane_cli.datasets.tables import read_csv
 from schane_cli.datasets.unlabelled import unlabelled
 from schane_cli.distributed import on_first, rank, same_everywhere, world_size
 from schane_cli.errors import BadRequest, SchaneError
+from schane_cli.features.extract import scoring_batch
 from schane_cli.features.stream import StreamedBatch, stream_outputs
 from schane_cli.images.imageset import Files, ImageSet
 from schane_cli.images.loader import worker_count
@@ -134,7 +135,7 @@ def stream(predictor: Predictor, images: ImageSet, indices: np.ndarray) -> Itera
         images,
         indices,
         device=predictor.device,
-        batch_size=recipe.train.chunk_size or recipe.train.batch_size,
+        batch_size=scoring_batch(recipe.train),
         workers=0 if len(indices) == 1 else worker_count(recipe.data, images),
         amp=recipe.train.amp,
     )

@@ -10,7 +10,7 @@ import torch
 
 from schane_cli.datasets.load import load_splits
 from schane_cli.errors import BadRequest, refusing
-from schane_cli.features.extract import Features, extract
+from schane_cli.features.extract import Features, extract, scoring_batch
 from schane_cli.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import Damage, worker_count
@@ -44,7 +44,7 @@ def outputs(
         images,
         loaded.input,
         device=device,
-        batch_size=recipe.train.chunk_size or recipe.train.batch_size,
+        batch_size=scoring_batch(recipe.train),
         workers=worker_count(recipe.data, images),
         amp=recipe.train.amp,
         task=task,

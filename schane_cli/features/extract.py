@@ -13,7 +13,10 @@ from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import Damage, eval_loader
 from schane_cli.images.preprocessing import InputSpec, eval_transform
 from schane_cli.models.model import Outputs, SchaneModel
+from schane_cli.recipe import TrainRecipe
 from schane_cli.terminal import Task
+
+LARGEST_BATCH = 256  # images a pass without gradients; more are no faster
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,15 @@ class Features:
     projection: torch.Tensor  # (n, p)
     logits: torch.Tensor  # (n, C)
     labels: torch.Tensor  # (n,)
+
+
+def scoring_batch(settings: TrainRecipe) -> int:
+    """Images a pass when a model is scored: what training takes at a time, at most LARGEST_BATCH.
+
+    A logit's last bits depend on how many images share its pass, so whoever scores a model takes this size: then the
+    val figures that training records are those of `schane eval`.
+    """
+    return min(settings.chunk_size or settings.batch_size, LARGEST_BATCH)
 
 
 def normalise(images: torch.Tensor, spec: InputSpec, device: torch.device) -> torch.Tensor:
@@ -66,11 +78,12 @@ def extract(
 ) -> Features:
     """Every image of the set through the model (eval mode) once; `damage` changes what it sees (corruptions.py).
 
-    Each process takes its share and the shares are put together by index, so that no image counts twice. All make as
-    many forward passes, since those of a model that is split over processes wait for each other.
+    The batches are the same for any number of processes, and each process takes every world-size-th: outputs agree to
+    the bit. All make as many forward passes, since those of a model that is split over processes wait for each other.
     """
     model.eval()
-    own = np.arange(len(images))[rank() :: world_size()]
+    batches = [np.arange(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+    own = np.concatenate([np.arange(0), *batches[rank() :: world_size()]])
     loader = eval_loader(
         images,
         eval_transform(spec),
@@ -84,7 +97,7 @@ def extract(
         parts.append(computed(model, pixels, spec, device, amp))
         if task is not None:
             task.advance(len(pixels) * world_size())
-    for _ in range(len(parts), math.ceil(math.ceil(len(images) / world_size()) / batch_size)):
+    for _ in range(len(parts), math.ceil(len(batches) / world_size())):
         computed(model, torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8), spec, device, amp)
     columns = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else []
     embedding, projection, logits = _gather(columns, own, len(images))

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from schane_cli.distributed import on_first, rank, same_everywhere, world_size
 from schane_cli.errors import SchaneError
-from schane_cli.features.extract import computed
+from schane_cli.features.extract import computed, scoring_batch
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import Batch, eval_loader, train_transform, view_loader, worker_count
 from schane_cli.images.preprocessing import eval_transform
@@ -122,7 +122,7 @@ def stored_features(
             loaded,
             images,
             device=device,
-            batch_size=recipe.train.chunk_size or recipe.train.batch_size,
+            batch_size=scoring_batch(recipe.train),
             workers=worker_count(recipe.data, images),
             amp=amp,
             task=task,

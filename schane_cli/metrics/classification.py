@@ -79,6 +79,16 @@ def topk_accuracy(logits: Any, labels: Any, k: int = 1) -> Estimate:
     return accuracy_interval(int((rank < k).sum()), len(labels))
 
 
+def accuracy_and_nll(logits: Any, labels: Any) -> tuple[float, float]:
+    """Top-1 accuracy and mean NLL (nats), the very values of `topk_accuracy` and `calibration` without their intervals.
+
+    `logits` (n, C), `labels` (n,). Raises ValueError for malformed input.
+    """
+    logits, labels = check_logits(logits, labels)
+    right, log_p = logits.argmax(axis=1) == labels, log_softmax(logits.astype(np.float64), axis=1)
+    return int(right.sum()) / len(labels), float(-log_p[np.arange(len(labels)), labels].mean())
+
+
 def confusion(logits: Any, labels: Any) -> Ints:
     """Counts (C, C): row the label, column the prediction (highest logit)."""
     logits, labels = check_logits(logits, labels)

@@ -1,5 +1,7 @@
 """A timm backbone with its own classifier, and beside it the projection head that the contrastive term sees."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -197,17 +199,29 @@ def _crashes_channels_last(model: SchaneModel) -> bool:
     )
 
 
-@torch.no_grad()
-def dry_pass(model: SchaneModel, rows: int, image_size: int, device: torch.device) -> None:
-    """Train on `rows` random images, and leave no trace of it; BadRequest where that cannot be done.
-
-    It finds what fails in training only: BatchNorm that is given one value per channel.
-    """
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+@contextmanager
+def leaving_no_trace(model: SchaneModel, device: torch.device) -> Iterator[None]:
+    """The model in training mode; mode, running statistics and random numbers are afterwards as they were before."""
+    buffers = [buffer.clone() for buffer in model.buffers()]
     training, devices = model.training, [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
             model.train()
+            yield
+    finally:
+        model.train(training)
+        for buffer, saved in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(saved)
+
+
+@torch.no_grad()
+def dry_pass(model: SchaneModel, rows: int, image_size: int, device: torch.device) -> None:
+    """Run `rows` random images as in training, leaving no trace; BadRequest where that cannot be done.
+
+    It reveals what fails in training only: BatchNorm that is given one value per channel.
+    """
+    try:
+        with leaving_no_trace(model, device):
             model(torch.randn(rows, 3, image_size, image_size, device=device))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
@@ -216,7 +230,3 @@ def dry_pass(model: SchaneModel, rows: int, image_size: int, device: torch.devic
             "BatchNorm cannot be trained on a pass of one row; choose train.batch_size, train.chunk_size and "
             "augment.views so that no pass, the last of a batch included, is of a single view"
         ) from None
-    finally:
-        model.train(training)
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])

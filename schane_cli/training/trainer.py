@@ -3,7 +3,7 @@ the same weights, bit for bit."""
 
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -11,20 +11,20 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from schane_cli.distributed import rank, same_everywhere, world_size
 from schane_cli.errors import SchaneError
-from schane_cli.features.extract import extract, forward
+from schane_cli.features.extract import extract, forward, scoring_batch
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import StepSampler, train_loader, train_transform, worker_count
 from schane_cli.images.preprocessing import InputSpec
+from schane_cli.metrics.classification import accuracy_and_nll
 from schane_cli.models.checkpoint import pack
 from schane_cli.models.files import save_whole
-from schane_cli.models.model import Outputs, SchaneModel, checkpoint_activations, freeze, place
+from schane_cli.models.model import Outputs, SchaneModel, checkpoint_activations, freeze, leaving_no_trace, place
 from schane_cli.models.sharding import is_sharded, shard, share_buffers, whole
 from schane_cli.recipe import Recipe
 from schane_cli.run import RunFolder
@@ -162,7 +162,22 @@ class Trainer:
             model = torch.compile(model)  # type: ignore[assignment]
         if world_size() > 1 and not is_sharded(self.model):
             model = DistributedDataParallel(model)
+            self._settle_buckets(model)
         return model
+
+    def _settle_buckets(self, model: DistributedDataParallel) -> None:
+        """One pass as in training, which leaves no trace but the order of DDP's buckets.
+
+        DDP arranges its buckets anew after its first pass, and how the gradients of three and more processes are
+        rounded depends on the arrangement: a resumed run would begin with another one than the run it continues.
+        """
+        images = max(self.recipe.train.batch_size // world_size(), 1)
+        rows = max(min(self.recipe.train.chunk_size or images, images) * self.recipe.augment.views, 2)
+        size = self.job.spec.size
+        with leaving_no_trace(self.model, self.device), suppress(torch.OutOfMemoryError):  # the first step explains it
+            outputs = self._embed(model, torch.zeros(rows, 3, size, size, dtype=torch.uint8))
+            (outputs.projection.float().sum() + outputs.logits.float().sum()).backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def run(self) -> Outcome:
         """Train to the end; returns what was reached on val.
@@ -384,19 +399,23 @@ class Trainer:
         )
 
     def _validate(self, model: SchaneModel) -> tuple[float, float]:
-        settings = self.recipe.train
-        views = self.recipe.augment.views
+        """Accuracy and NLL on val, to the bit those of `schane eval --split val` on these weights."""
         features = extract(
             model,
             self.job.val,
             self.job.spec,
             device=self.device,
-            batch_size=(settings.chunk_size or settings.batch_size) * views,
+            batch_size=scoring_batch(self.recipe.train),
             workers=worker_count(self.recipe.data, self.job.val),
-            amp=settings.amp,
+            amp=self.recipe.train.amp,
         )
-        accuracy = (features.logits.argmax(1) == features.labels).double().mean().item()
-        return accuracy, F.cross_entropy(features.logits.double(), features.labels).item()
+        try:
+            return accuracy_and_nll(features.logits, features.labels)
+        except ValueError as reason:
+            raise SchaneError(
+                f"val cannot be scored after step {self.step}: {reason}. Try a lower --lr, train.clip_grad=1 or "
+                "train.amp=off"
+            ) from None
 
     def _packs(self) -> bool:
         """Whether this process takes part in packing weights: the one that writes, or all where each holds a share."""

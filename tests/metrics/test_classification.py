@@ -98,6 +98,13 @@ def test_calibration_equals_a_slow_loop_and_scikit_learns_log_loss(scored):
         assert estimate.ci95[0] < estimate.value < estimate.ci95[1]
 
 
+def test_accuracy_and_nll_alone_are_the_same_bits_as_with_their_intervals(scored):
+    logits, labels = torch.from_numpy(scored[0]).float(), torch.from_numpy(scored[1])
+    logits[:20] = 0  # ties
+    with_intervals = metrics.topk_accuracy(logits, labels), metrics.calibration(logits, labels, seed=0).nll
+    assert metrics.accuracy_and_nll(logits, labels) == tuple(estimate.value for estimate in with_intervals)
+
+
 def test_calibration_of_known_cases():
     sure = np.array([[50.0, 0.0], [50.0, 0.0], [50.0, 0.0], [50.0, 0.0]])
     half_wrong = metrics.calibration(sure, np.array([0, 0, 1, 1]), seed=0)

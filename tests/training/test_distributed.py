@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,7 @@ from tests.jobs import tiny_recipe
 RECIPE = {"model__backbone": "test_vit", "train__epochs": 5, "train__lr": 1e-3}
 
 
-def _train(process: int, world: int, folder: Path, overrides: dict) -> None:
+def _join(process: int, world: int, folder: Path) -> None:
     os.environ |= {
         "RANK": str(process),
         "WORLD_SIZE": str(world),
@@ -41,6 +43,10 @@ def _train(process: int, world: int, folder: Path, overrides: dict) -> None:
         "MASTER_PORT": (folder / "port").read_text(),
     }
     torch.set_num_threads(1)
+
+
+def _train(process: int, world: int, folder: Path, overrides: dict) -> None:
+    _join(process, world, folder)
     curve: list[float] = []
 
     def record(progress: Progress) -> None:
@@ -62,15 +68,15 @@ def _train(process: int, world: int, folder: Path, overrides: dict) -> None:
 
 
 def _run(folder: Path, world: int, overrides: dict) -> dict:
-    _start(folder, world, overrides)
+    _start(folder, world, _train, overrides)
     return json.loads((folder / "curve.json").read_text())
 
 
-def _start(folder: Path, world: int, overrides: dict) -> None:
+def _start(folder: Path, world: int, work: Callable[..., None], *arguments: object) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "port").write_text(_free_port())
     multiprocessing.set_forkserver_preload(["tests.jobs"])
-    torch.multiprocessing.start_processes(_train, (world, folder, overrides), nprocs=world, start_method="forkserver")
+    torch.multiprocessing.start_processes(work, (world, folder, *arguments), nprocs=world, start_method="forkserver")
 
 
 @pytest.mark.slow
@@ -82,8 +88,9 @@ def _start(folder: Path, world: int, overrides: dict) -> None:
         {"loss__name": "ce"},
         {"loss__contrastive_weight": 0.0},
         {"loss__name": "supcon", "loss__memory_size": 50},
+        {"model__backbone": "test_resnet", "train__batchnorm": "frozen"},
     ],
-    ids=["schane", "chunks", "ce", "no contrastive weight", "memory"],
+    ids=["schane", "chunks", "ce", "no contrastive weight", "memory", "frozen BatchNorm"],
 )
 def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path, overrides: dict) -> None:
     one = _run(tmp_path / "one", 1, RECIPE | overrides)
@@ -96,26 +103,62 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path, overrides: d
     assert sum(json.loads(line)["event"] == "epoch" for line in lines) == 5  # the first process alone writes
 
 
+# Each process has BatchNorm statistics of its own; the first one's are saved. Frozen ones are the same everywhere.
+SCORED: dict[str, dict[str, object]] = {
+    "running": {"train__batchnorm": "running", "train__ema_decay": None},
+    "frozen": {"train__batchnorm": "frozen", "train__ema_decay": None},
+    "ema": {"train__batchnorm": "running", "train__ema_decay": 0.9},
+}
+
+
+def _train_each(process: int, world: int, folder: Path, kinds: tuple[str, ...]) -> None:
+    """A run never stopped of each kind, and one that is stopped within its second epoch and resumed."""
+    _join(process, world, folder)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 6 and rank() == 0:
+            signal.raise_signal(signal.SIGUSR1)
+
+    with process_group("cpu"):
+        for name in kinds:
+            recipe = tiny_recipe(train__epochs=2, train__batch_size=24, train__chunk_size=18, **SCORED[name])
+            train = partial(finetune, recipe, terminal=Terminal(quiet=True))
+            train(out=folder / name / "whole")
+            with on_step(stop), pytest.raises(Interrupted):
+                train(out=folder / name / "stopped")
+            train(out=None, resume=folder / name / "stopped")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "ema_decay"), [(2, None), (3, 0.9)])
-def test_the_recorded_val_accuracy_is_that_of_the_saved_weights_and_statistics(
-    tmp_path: Path, world: int, ema_decay: float | None
+@pytest.mark.parametrize(("world", "kinds"), [(2, ("running", "frozen")), (3, ("ema",))], ids=["two", "three"])
+def test_the_recorded_val_figures_are_those_of_eval_to_the_bit_in_a_whole_run_and_a_resumed_one(
+    tmp_path: Path, world: int, kinds: tuple[str, ...], one_thread: None
 ) -> None:
-    """BatchNorm's running statistics differ between processes; those of the first are saved, and must score val."""
-    settings = {
-        "train__ema_decay": ema_decay,
-        "train__epochs": 2,
-        "train__batch_size": 24,
-        "train__batchnorm": "running",
-    }
-    _run(tmp_path / "run", world, settings)
-    run = tmp_path / "run" / "run"
-    loaded = load_checkpoint(run)
-    images, _ = select_images(loaded, loaded.recipe.data, "val")
-    scores = score(loaded, images, device=torch.device("cpu"), terminal=Terminal(quiet=True))
-    best = [event for event in RunFolder(run).read_events("epoch") if event["best"]][-1]
-    assert scores.top1.value == best["val_accuracy"] == RunFolder(run).read_summary()["val_accuracy"]
-    assert scores.calibration.nll.value == pytest.approx(best["val_nll"], rel=1e-5)
+    _start(tmp_path, world, _train_each, kinds)
+    for name in kinds:
+        recorded = [_val_figures(tmp_path / name / run) for run in ("whole", "stopped")]
+        assert recorded[0] == recorded[1], name
+        for run in ("whole", "stopped"):
+            loaded = load_checkpoint(tmp_path / name / run)
+            images, _ = select_images(loaded, loaded.recipe.data, "val")
+            scores = score(loaded, images, device=torch.device("cpu"), terminal=Terminal(quiet=True))
+            progress = loaded.progress["val_accuracy"], loaded.progress["val_nll"]
+            assert (scores.top1.value, scores.calibration.nll.value) == progress, (name, run)
+            assert (*progress, True) in recorded[0], name
+            assert RunFolder(tmp_path / name / run).read_summary()["val_accuracy"] == progress[0]
+
+
+def _val_figures(run: Path) -> list[tuple[float, float, bool]]:
+    return [(line["val_accuracy"], line["val_nll"], line["best"]) for line in RunFolder(run).read_events("epoch")]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as each of the processes has: sums are taken in parts, one a thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # SGD, because AdamW's first steps hide a gradient of the wrong size and turn rounding into whole steps.
@@ -148,13 +191,13 @@ def test_two_processes_stopped_and_resumed_end_with_the_bits_of_a_run_never_stop
     tmp_path: Path, sharding: str
 ) -> None:
     recipe = SPLIT | {"train__sharding": sharding, "model__drop_path": 0.2, "model__freeze": ["patch_embed"]}
-    _start(tmp_path / "whole", 2, recipe)
+    _start(tmp_path / "whole", 2, _train, recipe)
     (tmp_path / "stopped").mkdir()
     (tmp_path / "stopped" / "stop").touch()
-    _start(tmp_path / "stopped", 2, recipe)
+    _start(tmp_path / "stopped", 2, _train, recipe)
     assert not (tmp_path / "stopped" / "run" / "summary.json").exists()
     (tmp_path / "stopped" / "stop").unlink()
-    _start(tmp_path / "stopped", 2, recipe)
+    _start(tmp_path / "stopped", 2, _train, recipe)
     for name in ("best.pt", "last.pt"):
         a, b = (read_tensors(tmp_path / run / "run" / "checkpoints" / name) for run in ("whole", "stopped"))
         assert a["progress"] == b["progress"]
