@@ -95,8 +95,8 @@ def logistic(support: Tensor, query: Tensor, *, C: float = 1.0) -> Tensor:  # no
 def bd_cspn(support: Tensor, query: Tensor, *, sharpness: float = 10.0) -> Tensor:
     """BD-CSPN (Liu et al., "Prototype rectification for few-shot learning", ECCV 2020, arXiv 1911.10713); transductive.
 
-    Logits are cosines to the rectified prototypes; `sharpness` is the paper's epsilon. All queries are pseudo-labelled,
-    not the Z surest of each class. Expects features of unit length.
+    Logits are cosines of the shifted queries to the rectified prototypes; `sharpness` is the paper's epsilon. All
+    queries are pseudo-labelled, not the Z surest of each class. Expects features of unit length.
     """
     prototypes, query = _rectify(support, query, sharpness)
     return F.normalize(query, dim=-1) @ F.normalize(prototypes, dim=-1).mT
@@ -114,7 +114,8 @@ def laplacianshot(
     """LaplacianShot (Ziko et al., ICML 2020, arXiv 2006.15486, equation 9) on BD-CSPN's prototypes; transductive.
 
     Squared distance to the prototypes plus `smoothness` (lambda; the paper tunes 0.1 to 1.5 on validation classes)
-    times the disagreement with each query's nearest `neighbours` queries. Expects features of unit length.
+    times the disagreement with each query's nearest `neighbours` queries, itself not among them (the authors' code
+    counts it, and so takes one fewer). Expects features of unit length.
     """
     prototypes, query = _rectify(support, query, sharpness)
     unary = torch.cdist(query, prototypes).square()
@@ -172,13 +173,19 @@ CLASSIFIERS: dict[str, Method] = {
     "ridge": Method(ridge, False, "R2-D2's ridge regression, arXiv 1805.08136"),
     "logistic": Method(logistic, False, "RFS, arXiv 2003.11539"),
     "bd-cspn": Method(
-        bd_cspn, True, "BD-CSPN, arXiv 1911.10713", "pseudo-labels every query, not the Z surest of each class"
+        bd_cspn,
+        True,
+        "BD-CSPN, arXiv 1911.10713",
+        "it pseudo-labels every query, not the Z surest of each class",
+        normalize="l2",
     ),
     "laplacianshot": Method(
         laplacianshot,
         True,
         "LaplacianShot, arXiv 2006.15486",
-        "lambda stays at 0.7, not tuned on validation classes; from bd-cspn's prototypes, 20 rounds",
+        "lambda stays at 0.7, not tuned on validation classes; the prototypes are bd-cspn's; of 3 neighbours none is "
+        "the query itself, as one is in the authors' code",
+        normalize="l2",
     ),
 }
 

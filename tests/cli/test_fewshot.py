@@ -66,6 +66,16 @@ def test_a_checkpoint_is_evaluated_as_it_is_and_json_is_one_line(trained: Path, 
     ]
 
 
+def test_what_a_classifier_does_otherwise_than_its_paper_is_said_below_the_table(
+    trained: Path, tmp_path: Path, capsys
+) -> None:
+    flags = ["--shots", 1, "--classifier", "bd-cspn,laplacianshot", "--ways", 3, "--episodes", 10]
+    assert run_cli("fewshot", trained, *flags, "--out", tmp_path / "e") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "bd-cspn differs from its paper: it pseudo-labels every query, not the Z surest of each class." in said
+    assert "laplacianshot differs from its paper: lambda stays at 0.7" in said
+
+
 def test_two_checkpoints_are_compared_in_a_sentence(trained: Path, tmp_path: Path, capsys) -> None:
     assert run_cli("fewshot", trained, trained, "--episodes", 20, "--out", tmp_path / "e") == 0
     assert "cannot be distinguished" in " ".join(capsys.readouterr().out.split())

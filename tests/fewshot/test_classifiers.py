@@ -197,6 +197,25 @@ def test_laplacianshot_matches_a_slow_loop() -> None:
         np.testing.assert_allclose(logits[e], scores, atol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(6, 10))
+def test_twenty_rounds_of_laplacianshot_predict_what_it_comes_to_rest_at(seed: int) -> None:
+    support, query = (normalize_features(x, "l2") for x in made(seed))
+    after_20, after_500, after_501 = (
+        CLASSIFIERS["laplacianshot"].logits(support, query, iterations=rounds) for rounds in (20, 500, 501)
+    )
+    assert torch.allclose(after_500, after_501, atol=1e-12)
+    assert torch.equal(after_20.argmax(dim=-1), after_500.argmax(dim=-1))
+
+
+@pytest.mark.parametrize("name", sorted(TRANSDUCTIVE))
+def test_transductive_classifiers_take_features_at_unit_length_as_their_papers_do(name: str) -> None:
+    features, labels = digits()
+    episodes = draw_episodes(labels, n_way=5, n_shot=1, n_query=5, n_episodes=10, seed=0)
+    long = features * torch.linspace(1, 100, len(features))[:, None]
+    at_unit_length = evaluate_episodes(features, episodes, classifier=name).predictions
+    assert (evaluate_episodes(long, episodes, classifier=name).predictions == at_unit_length).all()
+
+
 def test_transductive_classifiers_look_at_the_other_queries_and_the_rest_do_not() -> None:
     support, query = made(5)
     for name in CLASSIFIERS:
