@@ -78,7 +78,7 @@ def test_the_export_carries_preprocessing_also_that_of_0_1_0(tmp_path: Path, rou
 
 
 def test_transformers_classifies_with_the_export(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed; schane[dev] brings it")
     path = _checkpoint(tmp_path, "test_resnet")
     export(path, format="timm", out=tmp_path / "out", terminal=QUIET)
     with warnings.catch_warnings():
