@@ -134,6 +134,23 @@ class ModelRecipe(_Section):
         128, ge=0, le=65_536, description="output width of the projection head; 0: no head, h itself"
     )
     freeze: tuple[str, ...] = Field((), description="parameters kept fixed, by name prefix; 'backbone' for a probe")
+    lora_rank: int = Field(
+        0, ge=0, le=4096, description="train low-rank adapters of this rank and the heads alone (extra lora); 0: none"
+    )
+    lora_targets: tuple[str, ...] = Field(
+        ("*",),
+        min_length=1,
+        max_length=100,
+        description="linear and 1x1 layers with an adapter, by the end of their name",
+    )
+
+    @model_validator(mode="after")
+    def _something_trains(self) -> "ModelRecipe":
+        if self.lora_rank and "backbone" in self.freeze:
+            raise ValueError("lora_rank trains adapters of the backbone, and freeze fixes the backbone; leave one out")
+        if self.lora_rank and self.weights == "random":
+            raise ValueError("lora_rank adapts pretrained weights, and weights is random")
+        return self
 
 
 class LossRecipe(_Section):

@@ -86,7 +86,7 @@ def average(
     ingredients = [kitchen.ingredient(one) for one in loaded]
     chosen = kitchen.best_of(soup, ingredients)
     best = max(range(len(loaded)), key=lambda number: (ingredients[number].accuracy, -ingredients[number].nll))
-    recipe = loaded[best].recipe.with_values(overrides)
+    recipe = loaded[best].recipe.with_values({**overrides, "model.lora_rank": 0})  # adapters are merged by now
     run = RunFolder(out or new_run_path("average", recipe_label(recipe)))
     require_space(run.path, sum(tensor.nbytes for tensor in chosen.weights.values()))
     run.create(recipe, "average " + " ".join(map(str, paths)))

@@ -9,7 +9,8 @@ from torch import nn
 
 from schane_cli.errors import BadRequest
 from schane_cli.images.preprocessing import InputSpec, stored_input
-from schane_cli.models.files import FORMAT, read_checkpoint
+from schane_cli.models.files import FORMAT, LORA_FORMAT, read_checkpoint
+from schane_cli.models.lora import has_lora, lora_keys, merge_lora
 from schane_cli.models.model import SchaneModel, architecture, build_model
 from schane_cli.models.sharding import split_state, whole
 from schane_cli.preflight import find_checkpoint
@@ -41,10 +42,14 @@ def pack(
 
     `images` says which images the run is made of, as `images.identity.record` puts it.
     """
+    state, kind = _whole_copy(model.backbone), {"format": FORMAT}
+    if has_lora(model.backbone):
+        state = {key: state[key] for key in lora_keys(model.backbone)}
+        kind = {"format": LORA_FORMAT, "lora_base_sha256": model.backbone.lora_base_sha256}
     return {
-        "format": FORMAT,
+        **kind,
         "architecture": architecture(model),
-        "state_dict": _whole_copy(model.backbone),
+        "state_dict": state,
         "projection": _whole_copy(model.projection),
         "recipe": recipe.model_dump(mode="json"),
         "class_names": list(class_names),
@@ -61,6 +66,8 @@ def _whole_copy(module: nn.Module) -> dict[str, torch.Tensor]:
 def load_checkpoint(path: Path) -> Loaded:
     """Model (eval mode, CPU), recipe and class names of a checkpoint or run folder.
 
+    Adapters (LoRA) are merged into the weights that the run started from, which are taken from the same place.
+
     Raises:
         BadRequest: missing, unreadable, of another kind, or of a backbone this timm does not know.
     """
@@ -68,8 +75,12 @@ def load_checkpoint(path: Path) -> Loaded:
     content = read_checkpoint(file)
     recipe = stored_recipe(content, file)
     spec = stored_input(content["input"])
-    model = build_model(recipe.model, len(content["class_names"]), spec.size, load_weights=False)
+    adapters = "lora_base_sha256" in content
+    settings = recipe.model if adapters else recipe.model.model_copy(update={"lora_rank": 0})
+    model = build_model(settings, len(content["class_names"]), spec.size, load_weights=adapters)
     restore(model, content, file)
+    if adapters:
+        merge_lora(model.backbone)
     return Loaded(
         file, model.eval(), recipe, tuple(content["class_names"]), spec, content["progress"], content.get("images", {})
     )
@@ -85,8 +96,16 @@ def stored_recipe(content: dict[str, Any], path: Path) -> Recipe:
 
 def restore(model: SchaneModel, content: dict[str, Any], path: Path) -> None:
     """Put the tensors of a checkpoint into `model`; BadRequest where they do not fit."""
+    state = content["state_dict"]
+    if has_lora(model.backbone):
+        if content.get("lora_base_sha256") != model.backbone.lora_base_sha256:
+            raise BadRequest(
+                f"checkpoint {path} holds LoRA adapters of other weights than model.weights gives now; put those back "
+                "that the run started from"
+            )
+        state = {**model.backbone.state_dict(), **state}
     try:
-        model.backbone.load_state_dict(split_state(content["state_dict"], model.backbone))
+        model.backbone.load_state_dict(split_state(state, model.backbone))
         model.projection.load_state_dict(split_state(content["projection"], model.projection))
     except RuntimeError as error:
         raise BadRequest(

@@ -3,7 +3,8 @@
 Keys of a checkpoint: `format`, `state_dict` (the backbone with its classifier, in timm's own names, so that
 `timm.create_model(..., checkpoint_path=...)` reads it), `projection`, `architecture` (timm name), `recipe` (plain
 values), `class_names`, `input` (what InputSpec holds), `progress` (epoch, step, accuracies) and, in last.pt,
-`training` (all that an exact resume needs).
+`training` (all that an exact resume needs). Of a LoRA run `state_dict` holds adapters and classifier alone, and
+`lora_base_sha256` says which weights they belong to.
 
 A checkpoint of format version n is read by every release whose own version is n or higher; a newer one is refused. The
 file is a zip archive, whose checksum of every entry is compared when it is read.
@@ -23,8 +24,9 @@ import torch
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.run import temporary
 
-_MARK, VERSION = "schane-checkpoint-", 1
-FORMAT = f"{_MARK}{VERSION}"
+_MARK, VERSION = "schane-checkpoint-", 2
+FORMAT = f"{_MARK}1"
+LORA_FORMAT = f"{_MARK}2"  # adapters and heads alone; releases that only know whole backbones refuse it
 _NEEDED: dict[str, type] = {
     "architecture": str,
     "state_dict": dict,
@@ -34,7 +36,7 @@ _NEEDED: dict[str, type] = {
     "input": dict,
     "progress": dict,
 }
-_OPTIONAL: dict[str, type] = {"training": dict, "batch": dict, "images": dict, "format": str}
+_OPTIONAL: dict[str, type] = {"lora_base_sha256": str, "training": dict, "batch": dict, "images": dict, "format": str}
 _TRAINING: dict[str, type | tuple[type, ...]] = {
     "optimizer": dict,
     "ema": (dict, type(None)),

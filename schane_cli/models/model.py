@@ -18,6 +18,7 @@ from schane_cli.models.backbone import (
     find_heads,
     zero_classifier,
 )
+from schane_cli.models.lora import add_lora
 from schane_cli.models.weights import Source, lite0_source, load_backbone, projection_tensors, read_source
 from schane_cli.recipe import ModelRecipe
 
@@ -109,6 +110,8 @@ def build_model(recipe: ModelRecipe, n_classes: int, image_size: int, *, load_we
     model = SchaneModel(backbone, recipe.projection_dim, heads)
     if load_weights and not download and recipe.weights != "random":
         _load_source(model, lite0_source(backbone) if packaged else read_source(recipe.weights), recipe)
+    if recipe.lora_rank:
+        model.notes.append(add_lora(backbone, recipe.lora_rank, recipe.lora_targets, image_size))
     dropped = dropped_pixels(backbone, image_size)
     if dropped:
         model.notes.append(

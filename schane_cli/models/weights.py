@@ -85,6 +85,11 @@ def read_source(place: str) -> Source:
         return _from_folder(path)
     file = find_checkpoint(path)
     content = read_tensors(file)
+    if "lora_base_sha256" in content:
+        raise BadRequest(
+            f"{file} holds LoRA adapters alone; write the whole backbone by `schane export {file} --out FOLDER`, and "
+            "start from that folder"
+        )
     ours = content if content.get("format") == FORMAT else {}
     return Source(str(file), content, ours.get("architecture"), ours.get("input"))
 

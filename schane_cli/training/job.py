@@ -34,9 +34,9 @@ def prepare(
 ) -> Job:
     """Seed, build the model and name the run folder; nothing is written yet.
 
-    A resumed run has its weights in last.pt, so the file it once started from is not asked for. A run that was stopped
-    before its first checkpoint starts anew in its folder. `others` are the splits besides train and val whose identity
-    the checkpoints hold.
+    A resumed run has its weights in last.pt, so the file it once started from is not asked for, except by LoRA. A run
+    that was stopped before its first checkpoint starts anew in its folder. `others` are the splits besides train and
+    val whose identity the checkpoints hold.
 
     Raises:
         BadRequest: a request that cannot be met, or a resumed run whose classes or images are no longer those it began
@@ -50,7 +50,8 @@ def prepare(
         _require_same_data(stored, train.class_names, images)
     check_request(recipe, train)
     seed_everything(recipe.seed)
-    model = build_model(recipe.model, len(train.class_names), recipe.data.image_size, load_weights=stored is None)
+    needs_weights = stored is None or recipe.model.lora_rank > 0  # last.pt holds no more than the adapters
+    model = build_model(recipe.model, len(train.class_names), recipe.data.image_size, load_weights=needs_weights)
     spec = input_spec(model, recipe.data.image_size) if stored is None else stored_input(stored["input"])
     run = RunFolder(on_first(lambda: resume or out or new_run_path(command, recipe_label(recipe))))
     return Job(recipe, model, spec, train, val, run, terminal, device, command, images, stored=stored)

@@ -26,6 +26,8 @@ def check_request(recipe: Recipe, train: ImageSet) -> None:
         raise BadRequest(f"unknown train.optimizer {settings.optimizer!r}{nearest(settings.optimizer, names)}")
     if settings.sharding == "fsdp":
         check_sharding(settings)
+        if recipe.model.lora_rank:
+            raise BadRequest("model.lora_rank goes without train.sharding fsdp, which would split fixed weights too")
     if settings.epochs:
         check_batch(settings, train)
         check_positives(recipe, train)

@@ -139,7 +139,8 @@ class Trainer:
     def checkpoint_bytes(self) -> int:
         """About what the run folder takes at its fullest: best.pt, the epochs that are kept, last.pt with two moments
         and EMA, and its successor while both are there."""
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        kept = [p for p in self.model.parameters() if p.requires_grad or not self.recipe.model.lora_rank]
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in kept)
         return weights * (1 + self.recipe.train.keep_epochs + 2 * (3 + (self.ema is not None)))
 
     def _sampler(self, start_step: int) -> StepSampler:

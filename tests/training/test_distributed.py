@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.multiprocessing
 
@@ -159,6 +160,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_epochs", [0, 2], ids=["lora", "lora after the heads"])
+def test_adapters_on_two_processes_follow_the_loss_curve_of_one(tmp_path: Path, head_epochs: int) -> None:
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit", num_classes=10, img_size=32).state_dict(), tmp_path / "base.pt")
+    lora = {"model__weights": str(tmp_path / "base.pt"), "model__lora_rank": 2}
+    overrides = RECIPE | lora | {"train__head_epochs": head_epochs, "train__epochs": 3}
+    one, two = (_run(tmp_path / name, world, overrides) for name, world in (("one", 1), ("two", 2)))
+    assert len(one["curve"]) == 4 * (3 + head_epochs)
+    assert two["curve"] == pytest.approx(one["curve"], rel=1e-4, abs=1e-4)
 
 
 # SGD, because AdamW's first steps hide a gradient of the wrong size and turn rounding into whole steps.
