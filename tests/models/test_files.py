@@ -195,8 +195,8 @@ def test_a_training_state_that_does_not_fit_is_refused_before_the_first_step(che
 
 def test_a_newer_format_is_refused_and_the_first_one_is_read(checkpoint: Path, tmp_path: Path) -> None:
     content, path = torch.load(checkpoint, weights_only=True), tmp_path / "last.pt"
-    save_whole({**content, "format": "schane-checkpoint-2"}, path)
-    with pytest.raises(BadRequest, match="has checkpoint format 2 and this schane reads formats up to 1; upgrade"):
+    save_whole({**content, "format": "schane-checkpoint-3"}, path)
+    with pytest.raises(BadRequest, match="has checkpoint format 3 and this schane reads formats up to 2; upgrade"):
         read_checkpoint(path)
     save_whole({**content, "format": "schane-checkpoint-1"}, path)
     assert read_checkpoint(path)["format"] == "schane-checkpoint-1"
