@@ -15,7 +15,17 @@ from schane_cli.features.store import stored_features
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.thumbnail import thumbnail_webp
 from schane_cli.metrics.bootstrap import Floats, Ints
-from schane_cli.metrics.curation import Neighbourhood, left_out_probabilities, neighbourhood, outliers, perceptual_hash
+from schane_cli.metrics.curation import (
+    FOLDS,
+    STRENGTHS,
+    LabelEvidence,
+    Neighbourhood,
+    held_out_logits,
+    label_evidence,
+    neighbourhood,
+    outliers,
+    perceptual_hash,
+)
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.preflight import REVIEW_SPLITS, SPLITS, require_choice
 from schane_cli.recipe import build_recipe
@@ -28,11 +38,14 @@ FEWEST = 10  # images: fewer make no neighbourhood
 
 @dataclass(frozen=True)
 class Reviewed:
-    """The images looked at, the split of each, and what was found; all arrays are by image."""
+    """The images looked at, the split of each, and what was found; all arrays are by image, or hold images."""
 
     images: ImageSet
     split: list[str]
-    probabilities: Floats
+    label_probability: Floats  # of the label that each image has, by classifiers that never saw it
+    wrong: Floats  # the chance that the label is wrong
+    suggested: Ints  # the likeliest other class, and
+    suggested_chance: Floats  # the chance that it is the true one
     issues: Ints  # likely label errors, the likeliest first
     near: Neighbourhood
     outliers: Ints
@@ -65,7 +78,7 @@ def review(
     )
     vectors = store.rows("embedding", np.arange(len(images)))
     reviewed = look_for(vectors, images, splits, terminal)
-    write_tables(run, reviewed, terminal)
+    relabelled = write_tables(run, reviewed, terminal)
     summary = {
         "command": "review",
         "checkpoints": [str(loaded.path)],
@@ -74,6 +87,7 @@ def review(
         "split_notes": notes,
         "n_images": len(images),
         "label_issues": len(reviewed.issues),
+        "relabel_rows": relabelled,
         "duplicate_pairs": len(reviewed.near.duplicates),
         "duplicates_across_splits": across(reviewed, np.array(splits)),
         "duplicates_across_classes": across(reviewed, images.labels),
@@ -115,26 +129,38 @@ def look_for(vectors: Floats, images: ImageSet, splits: list[str], terminal: Ter
             hashes[index] = perceptual_hash(images.read(index).permute(1, 2, 0).numpy())
             task.advance()
     used, compact = np.unique(images.labels, return_inverse=True)
-    with terminal.task("looking for errors", 3, "step") as task:
-        probabilities = np.zeros((len(images), len(images.class_names)))
-        probabilities[:, used] = left_out_probabilities(vectors, compact)
-        task.advance()
-        issues = label_issues(compact, probabilities[:, used])
+    with terminal.task("fitting classifiers", FOLDS * len(STRENGTHS), "fit") as task:
+        evidence = label_evidence(held_out_logits(vectors, compact, task.advance), compact)
+    with terminal.task("looking for errors", 2, "step") as task:
+        issues = label_issues(compact, evidence)
         task.advance()
         near = neighbourhood(vectors, hashes)
         task.advance()
     return Reviewed(
-        images, splits, probabilities, issues, near, outliers(near.outlier_score), alike(near, images.labels)
+        images,
+        splits,
+        label_probability=evidence.probabilities[np.arange(len(images)), compact],
+        wrong=evidence.wrong,
+        suggested=used[evidence.suggested],
+        suggested_chance=evidence.suggested_chance,
+        issues=issues,
+        near=near,
+        outliers=outliers(near.outlier_score),
+        alike=alike(near, images.labels),
     )
 
 
-def label_issues(labels: Ints, probabilities: Floats) -> Ints:
-    """Images whose label is likely wrong, the likeliest first, by confident learning (Northcutt, Jiang and Chuang 2021,
-    arXiv:1911.00068) as cleanlab does it; `probabilities` (n, C) must be out of sample."""
+def label_issues(labels: Ints, evidence: LabelEvidence) -> Ints:
+    """Images whose label is likely wrong, the likeliest first.
+
+    Those that confident learning finds (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068, by cleanlab) and that are
+    more likely wrong than right by `LabelEvidence.wrong`: on a weak embedding the first alone finds far too many.
+    """
     from cleanlab.filter import find_label_issues
 
-    ranked: Ints = find_label_issues(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
-    return ranked
+    found = find_label_issues(labels, evidence.probabilities, n_jobs=1) & (evidence.wrong > 0.5)
+    issues: Ints = np.flatnonzero(found)
+    return issues[np.argsort(-evidence.wrong[issues], kind="stable")]
 
 
 def alike(near: Neighbourhood, labels: Ints) -> Ints:
@@ -152,12 +178,13 @@ def across(reviewed: Reviewed, kinds: np.ndarray) -> int:
     return int((kinds[first] != kinds[second]).sum())
 
 
-def write_tables(run: RunFolder, reviewed: Reviewed, terminal: Terminal) -> None:
-    """review.csv (one row per image), duplicates.csv, relabel.csv and exclude.csv, and what the page shows."""
+def write_tables(run: RunFolder, reviewed: Reviewed, terminal: Terminal) -> int:
+    """review.csv (one row per image), duplicates.csv, relabel.csv and exclude.csv, and what the page shows; returns
+    how many images relabel.csv holds."""
     images, near = reviewed.images, reviewed.near
     names = np.array(images.class_names, dtype=object)
     paths = np.array(list(images.ids), dtype=object)
-    suggested = reviewed.probabilities.argmax(axis=1)
+    suggested = reviewed.suggested
     rank = np.full(len(images), -1)
     rank[reviewed.issues] = np.arange(len(reviewed.issues))
     pd.DataFrame(
@@ -166,8 +193,9 @@ def write_tables(run: RunFolder, reviewed: Reviewed, terminal: Terminal) -> None
             "split": reviewed.split,
             "label": names[images.labels],
             "suggested": names[suggested],
-            "label_probability": reviewed.probabilities[np.arange(len(images)), images.labels].round(6),
-            "suggested_probability": reviewed.probabilities.max(axis=1).round(6),
+            "label_probability": reviewed.label_probability.round(6),
+            "wrong_chance": reviewed.wrong.round(6),
+            "suggested_chance": reviewed.suggested_chance.round(6),
             "issue_rank": np.where(rank < 0, "", (rank + 1).astype(str)),
             "outlier_score": near.outlier_score.round(6),
         }
@@ -185,11 +213,11 @@ def write_tables(run: RunFolder, reviewed: Reviewed, terminal: Terminal) -> None
             "bits": near.duplicate_bits,
         }
     ).to_csv(run.duplicates_table, index=False)
-    sure = reviewed.probabilities.max(axis=1) > 0.5  # a weak embedding proposes many; only these are taken unseen
-    wrong = [i for i in reviewed.issues if suggested[i] != images.labels[i] and sure[i]]
-    pd.DataFrame({"path": paths[wrong], "label": names[suggested[wrong]]}).to_csv(run.relabel_table, index=False)
+    sure = [i for i in reviewed.issues if reviewed.suggested_chance[i] > 0.5]  # only these are taken unseen
+    pd.DataFrame({"path": paths[sure], "label": names[suggested[sure]]}).to_csv(run.relabel_table, index=False)
     pd.DataFrame({"path": paths[redundant(near.duplicates)]}).to_csv(run.exclude_table, index=False)
     shown_rows(reviewed, paths, names, suggested, terminal).to_parquet(run.shown_table, index=False)
+    return len(sure)
 
 
 def redundant(duplicates: Ints) -> list[int]:
@@ -206,7 +234,7 @@ def shown_rows(
     """What the page shows: kind, image, its label, what is suggested, its partner if it has one, a picture of each."""
     images, near = reviewed.images, reviewed.near
     rows: list[tuple[str, int, int, float]] = [
-        ("label", int(i), -1, float(reviewed.probabilities[i, suggested[i]])) for i in reviewed.issues[:SHOWN]
+        ("label", int(i), -1, float(reviewed.wrong[i])) for i in reviewed.issues[:SHOWN]
     ]
     rows += [
         ("duplicate", int(b), int(a), float(c))

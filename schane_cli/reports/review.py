@@ -11,7 +11,10 @@ from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal, figures_table
 
 KINDS = {
-    "label": ("Likely label errors", "The label is not what a classifier fitted on all other images says."),
+    "label": (
+        "Likely label errors",
+        "More likely wrong than right, by classifiers that were fitted without the image; the likeliest first.",
+    ),
     "duplicate": ("Near-duplicates", "Embedding and perceptual hash agree; the second of a pair can be left out."),
     "alike": ("Alike in two classes", "Each is the other's nearest image, and their labels differ."),
     "outlier": ("Outliers", "Far from all other images; each is shown with its label."),
@@ -51,7 +54,8 @@ def review_report(run: Path, terminal: Terminal) -> None:
     steps = [
         Command(
             f"{again} --set data.relabel={folder.relabel_table}",
-            "train again with the suggested labels that are more likely than not, or with yours",
+            f"train again with the {summary['relabel_rows']:,} suggested labels that are more likely than not, or with "
+            "your own choice",
         ),
         Command(
             f"{again} --set data.exclude={folder.exclude_table}", "train again without the second of near-duplicates"

@@ -1,6 +1,7 @@
 """`schane review` on digits with planted errors, and the lists that the next run takes; `schane embed --images`."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.browser import is_quiet_and_alone, needs_browser, open_browser, open_page
 from tests.conftest import run_cli
 
 TRAIN = [
@@ -50,6 +52,8 @@ def test_the_tables_and_the_page_are_there_and_hold_what_was_planted(reviewed: P
     assert {"review.csv", "duplicates.csv", "relabel.csv", "exclude.csv", "report.html", "summary.json"} <= names
     table, pairs = pd.read_csv(reviewed / "review.csv"), pd.read_csv(reviewed / "duplicates.csv")
     assert len(table) == 121
+    assert {"wrong_chance", "suggested_chance", "issue_rank"} <= set(table)
+    assert table.wrong_chance[table.issue_rank.notna()].gt(0.5).all()
     assert set(table.split) == {"train", "val", "test"}
     found = {frozenset(path.split("/", 1)[-1] for path in pair) for pair in pairs[["first", "second"]].to_numpy()}
     assert frozenset({"00.png", "copy.png"}) in found
@@ -74,6 +78,46 @@ def test_the_next_run_takes_the_lists(reviewed: Path, digits: Path, tmp_path: Pa
     other = ("--set", f"data.relabel={tmp_path}/other.csv")
     assert run_cli("finetune", *arguments, *other, "--out", tmp_path / "x") == 2
     assert "it is of another dataset" in capsys.readouterr().err
+
+
+@needs_browser
+def test_the_page_is_decided_by_keyboard_and_its_lists_go_into_the_next_run(
+    reviewed: Path, digits: Path, tmp_path: Path, capsys
+) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    cards = pd.read_parquet(reviewed / "shown.parquet")
+    assert len(cards) >= 4
+    for browser in open_browser(tmp_path / "profile"):
+        allowed = {"behavior": "allow", "downloadPath": str(tmp_path)}
+        browser.execute_cdp_cmd("Browser.setDownloadBehavior", allowed)
+        open_page(browser, reviewed / "report.html")
+        is_quiet_and_alone(browser)
+        for key in (Keys.ARROW_RIGHT, "k", "w", "x", Keys.ARROW_LEFT, "0", "u", "x"):
+            ActionChains(browser).send_keys(key).perform()
+        open_page(browser, reviewed / "report.html")  # the choices stay in this browser
+        choices = browser.execute_script(
+            "return [...document.querySelectorAll('.cards figure')].map(card => card.dataset.choice || '')"
+        )
+        assert choices[:4] == ["keep", "wrong", "unsure", "out"]
+        assert browser.execute_script("return document.getElementById('state').textContent").startswith("4 of ")
+        for name in ("relabel", "exclude", "choices"):
+            browser.execute_script("document.getElementById(arguments[0]).click()", name)
+        end = time.monotonic() + 20
+        while not all((tmp_path / f"{name}.csv").is_file() for name in ("relabel", "exclude", "choices")):
+            assert time.monotonic() < end, "the lists did not arrive"
+            time.sleep(0.1)
+    relabel = pd.read_csv(tmp_path / "relabel.csv", dtype=str)
+    assert relabel.to_numpy().tolist() == [[cards.path[1], cards.suggested[1]]]
+    assert pd.read_csv(tmp_path / "exclude.csv", dtype=str).path.tolist() == [cards.path[3]]
+    assert pd.read_csv(tmp_path / "choices.csv", dtype=str).choice.tolist() == ["keep", "wrong", "unsure", "out"]
+    lists = ("--set", f"data.relabel={tmp_path}/relabel.csv", "--set", f"data.exclude={tmp_path}/exclude.csv")
+    arguments = ("--dataset", f"folder:{digits}", *TRAIN, "--epochs", 1, *lists, "--out", tmp_path / "again")
+    assert run_cli("finetune", *arguments) == 0
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "1 images given another class by" in said
+    assert "1 images left out by" in said
 
 
 def test_images_without_labels_get_a_map_and_no_class_metrics(

@@ -1,9 +1,22 @@
-"""Left-out probabilities, near-duplicates and outliers against brute force and against what was planted."""
+"""The evidence against labels, near-duplicates and outliers against brute force and against what was planted."""
 
 import numpy as np
+import pytest
 from sklearn.datasets import load_sample_image
+from sklearn.linear_model import LogisticRegression
 
-from schane_cli.metrics.curation import left_out_probabilities, neighbourhood, outliers, perceptual_hash
+from schane_cli.metrics.curation import (
+    STRENGTHS,
+    WRONG_ANYWHERE,
+    WRONG_LOOKALIKE,
+    held_out_logits,
+    label_evidence,
+    neighbourhood,
+    outliers,
+    perceptual_hash,
+    principal_rows,
+    stratified_folds,
+)
 
 
 def _clusters(n: int = 60, d: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -12,21 +25,58 @@ def _clusters(n: int = 60, d: int = 12) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(3, d))[labels] + 0.3 * rng.normal(size=(n, d)), labels
 
 
-def test_a_planted_wrong_label_gets_a_low_probability_and_its_class_a_high_one() -> None:
+def test_a_planted_wrong_label_is_the_likeliest_to_be_wrong_and_its_true_class_is_suggested() -> None:
     vectors, labels = _clusters()
     given = labels.copy()
     given[7] = 2
-    probabilities = left_out_probabilities(vectors, given)
-    np.testing.assert_allclose(probabilities.sum(1), 1)
-    own = probabilities[np.arange(60), given]
-    assert own.argmin() == 7
-    assert probabilities[7].argmax() == labels[7]
+    evidence = label_evidence(held_out_logits(vectors, given), given)
+    np.testing.assert_allclose(evidence.probabilities.sum(1), 1)
+    assert evidence.wrong.argmax() == 7
+    assert evidence.suggested[7] == labels[7]
+    assert evidence.suggested_chance[7] == pytest.approx(evidence.wrong[7], abs=0.1)
+    assert (evidence.wrong > 0.5).sum() == 1
 
 
-def test_probabilities_are_out_of_sample_so_noise_is_not_explained() -> None:
+def test_the_chance_of_a_wrong_label_is_bayes_rule_written_out() -> None:
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 4, 80)
+    evidence = label_evidence(np.log(rng.dirichlet(np.ones(4) * 0.3, 80)), labels)
+    p, i = evidence.probabilities, 5
+    lookalike = np.array([[p[labels == j, k].sum() * (j != k) for k in range(4)] for j in range(4)])
+    lookalike /= lookalike.sum(1, keepdims=True)
+    slip = [WRONG_ANYWHERE / 3 + WRONG_LOOKALIKE * lookalike[j, labels[i]] for j in range(4)]
+    slip[labels[i]] = 1 - WRONG_ANYWHERE - WRONG_LOOKALIKE
+    joint = p[i] * slip
+    assert evidence.wrong[i] == pytest.approx(1 - joint[labels[i]] / joint.sum())
+
+
+def test_held_out_logits_are_those_of_classifiers_that_never_saw_the_image() -> None:
+    """By scikit-learn, fold by fold; and noise is not explained, as a fit on all 40 in 200 dimensions would."""
     rng = np.random.default_rng(1)
-    probabilities = left_out_probabilities(rng.normal(size=(40, 200)), np.arange(40) % 2)
-    assert (probabilities.argmax(1) == np.arange(40) % 2).mean() < 0.75  # a fit on all 40 in 200 dimensions has 1.0
+    vectors, labels = rng.normal(size=(40, 200)), np.arange(40) % 2
+    logits = held_out_logits(vectors, labels)
+    assert (logits.argmax(1) == labels).mean() < 0.75
+    rows, fold = principal_rows(vectors), stratified_folds(labels)
+    assert all(np.bincount(labels[fold == number]).tolist() == [4, 4] for number in range(5))
+    candidates = [
+        LogisticRegression(C=c, max_iter=500).fit(rows[fold != 2], labels[fold != 2]).predict_log_proba(rows[fold == 2])
+        for c in STRENGTHS
+    ]
+    assert min(np.abs(logits[fold == 2] - one).max() for one in candidates) < 0.02
+
+
+def test_an_image_alone_in_its_class_is_never_called_wrong() -> None:
+    vectors, labels = _clusters()
+    given = labels.copy()
+    given[3], given[40:42] = 3, 4  # one alone, and two that each have the other
+    evidence = label_evidence(held_out_logits(vectors, given), given)
+    assert evidence.wrong[3] == 0
+    assert (evidence.wrong[40:42] > 0.5).all()
+
+
+def test_as_many_components_are_kept_as_the_classifiers_see() -> None:
+    rows = principal_rows(np.random.default_rng(0).normal(size=(30, 300)))
+    assert rows.shape == (30, 256)
 
 
 def test_the_hash_survives_size_and_brightness_and_tells_pictures_apart() -> None:
