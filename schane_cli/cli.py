@@ -237,7 +237,7 @@ def _listed_seeds(seeds: str | None, values: RecipeValues, resume: str | None, o
     if seeds is None:
         return []
     if "seed" in values:
-        raise BadRequest("--seeds goes without --seed")
+        raise BadRequest("--seeds and --seed exclude each other")
     if resume == "auto" and out is None:
         raise BadRequest("--seeds with --resume auto needs --out FOLDER, the one of the first call")
     if resume not in {None, "auto"} and out is not None:
@@ -260,13 +260,13 @@ def fewshot(
     protocol: Annotated[str | None, typer.Option("--protocol", help="rfs, release or accurate")] = None,
     allow_seen_classes: Annotated[
         bool,
-        typer.Option("--allow-seen-classes", help="evaluate a checkpoint trained on test classes, marked"),
+        typer.Option("--allow-seen-classes", help="evaluate a checkpoint trained on test classes; results are marked"),
     ] = False,
     support: Annotated[
         Path | None, typer.Option("--support", metavar="DIR", help="class folders of a few photos of your own")
     ] = None,
     query: Annotated[
-        list[str] | None, typer.Option("--query", metavar="IMAGES", help="with --support: images to name by them")
+        list[str] | None, typer.Option("--query", metavar="IMAGES", help="with --support: images to classify")
     ] = None,
     resume: Resume = None,
     out: Out = None,
@@ -278,7 +278,9 @@ def fewshot(
     terminal = Terminal(json=json)
     if support is not None or query:
         if support is None or resume or protocol or allow_seen_classes or len(checkpoints or []) > 1:
-            raise BadRequest("--query goes with --support DIR, and both with one run, or --backbone and --init, alone")
+            raise BadRequest(
+                "--query needs --support DIR, and both go only with one run, or with --backbone and --init"
+            )
         _own_photos(support, query or [], checkpoints or [], recipe, values, out, json, terminal)
         return
     values = {**(protocol_values(protocol) if protocol else {}), **values}
@@ -425,15 +427,15 @@ def predict(
             "csv:FILE, hfds:NAME or wds:PATH",
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", help="most likely classes to write of each image; 0: all")] = 1,
+    top_k: Annotated[int, typer.Option("--top-k", help="number of most likely classes to write per image; 0: all")] = 1,
     min_confidence: Annotated[
-        float | None, typer.Option("--min-confidence", help="below it the prediction is 'unsure'")
+        float | None, typer.Option("--min-confidence", help="below this confidence the prediction is 'unsure'")
     ] = None,
     embedding: Annotated[bool, typer.Option("--embedding", help="also write embeddings (parquet)")] = False,
     copy_to: Annotated[
         Path | None, typer.Option("--copy-to", metavar="DIR", help="copy each image into DIR/<its prediction>")
     ] = None,
-    link: Annotated[bool, typer.Option("--link", help="with --copy-to: symbolic links in place of copies")] = False,
+    link: Annotated[bool, typer.Option("--link", help="with --copy-to: symbolic links instead of copies")] = False,
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="resume a stopped schane predict")
     ] = None,
@@ -489,7 +491,7 @@ def embed(
     ],
     split: Split = "test",
     layer: Annotated[str, typer.Option("--layer", help="embedding, projection or logits")] = "embedding",
-    points: Annotated[int, typer.Option("--points", help="use at most this many images, at random")] = 10_000,
+    points: Annotated[int, typer.Option("--points", help="use at most this many images, drawn at random")] = 10_000,
     perplexity: Annotated[float, typer.Option("--perplexity", help="t-SNE's effective number of neighbours")] = 30.0,
     npy: Annotated[bool, typer.Option("--npy", help="also write the vectors as one .npy array")] = False,
     images: Annotated[
@@ -502,7 +504,7 @@ def embed(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Measure and draw embeddings: tables, quality with intervals, pictures, and a page to explore."""
+    """Measure and draw embeddings: tables, quality with intervals, pictures, and a page to explore them."""
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
@@ -516,7 +518,7 @@ def embed(
     if (images or projection != "tsne") and (
         not images or len(checkpoints) > 1 or "data.dataset" in values or npy or figures
     ):
-        raise BadRequest("--images goes with one checkpoint, --projection, --perplexity, --out and --device alone")
+        raise BadRequest("--images goes with one checkpoint, --projection, --perplexity, --out and --device only")
     _end_if_only_the_page_is_missing(out, json, terminal)
     if images or any(checkpoint.suffix == ".parquet" for checkpoint in checkpoints):
         _first_process_only()
@@ -556,7 +558,7 @@ def review(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Find likely label errors, near-duplicates, outliers and look-alikes in a run's data, and a page to decide."""
+    """Find likely label errors, near-duplicates, outliers and look-alikes in a run's data; decide on a page."""
     _first_process_only()
     from schane_cli.terminal import Terminal
 
@@ -655,7 +657,7 @@ def doctor(
     values: RecipeValues,
     json: Json = False,
 ) -> None:
-    """Look at this machine and test on it the parts that results depend on, in about half a minute."""
+    """Look at this machine and test the parts that results depend on, in about half a minute."""
     from schane_cli.commands.doctor import doctor as run_doctor
     from schane_cli.terminal import Terminal
 
@@ -758,7 +760,7 @@ def recipes_show(
     name: Annotated[str, typer.Argument(help="recipe name or path", autocompletion=complete_recipe)],
     resolved: Annotated[bool, typer.Option("--resolved", help="print every value, the defaults included")] = False,
 ) -> None:
-    """Print a recipe as it is written: its header, and what differs from the defaults."""
+    """Print a recipe as written: its header, and what differs from the defaults."""
     file = find_recipe(name)
     print(to_yaml(build_recipe(read_recipe(file))) if resolved else file.read_text(), end="")
 
@@ -898,9 +900,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 def keep_freed_memory() -> None:
     """Let glibc use freed memory again.
 
-    By itself it returns every large tensor to the system and takes a page fault for each 4 KiB of the next: a convnet's
-    forward pass at 112 px took 1.9 times as long on a CPU, a training step 1.3 times. The price is that a process keeps
-    what it needed at its highest.
+    By default it returns every large tensor to the system and takes a page fault for each 4 KiB of the next: a
+    convnet's forward pass at 112 px took 1.9 times as long on a CPU, a training step 1.3 times. The price is that a
+    process keeps the most that it ever needed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # other C libraries have none
@@ -923,9 +925,7 @@ def main(arguments: list[str] | None = None) -> None:
         if error.errno is None:
             raise
         place = f"{str(error.filename)[:300]}: " if error.filename is not None else ""
-        print(
-            f"schane: {place}{error.strerror}; the same command can be given again once that is mended", file=sys.stderr
-        )
+        print(f"schane: {place}{error.strerror}; fix that and give the same command again", file=sys.stderr)
         sys.exit(1)
     finally:
         sys.argv = given

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @contextmanager
 def process_group(device_name: str) -> Iterator[None]:
-    """Join the other processes of a torchrun launch for the time of a command; nothing to do when alone.
+    """Join the other processes of a torchrun launch while a command runs; nothing to do for a single process.
 
     A process that waits ten minutes for another gives up, so that a dead one never leaves the others hanging.
     """
@@ -34,7 +34,7 @@ def process_group(device_name: str) -> Iterator[None]:
             raise
         raise SchaneError(
             "another process of the run ended or stopped answering; what it printed says why. The last checkpoint is "
-            "whole: start all processes again with --resume"
+            "complete: start all processes again with --resume"
         ) from None
     finally:
         dist.destroy_process_group()

@@ -48,20 +48,24 @@ class DataRecipe(_Section):
     dataset: str = Field("digits", description="dataset name, folder:PATH, csv:FILE, hfds:NAME or wds:PATH")
     root: Path = Field(Path("~/.cache/schane/data"), description="folder that holds the datasets")
     image_size: int = Field(224, ge=8, le=4096, description="side of the square input, pixels")
-    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out as val if there is no val split")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of all images held out if there is no test split")
+    val_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of train held out as val where there is no val split"
+    )
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="share of all images held out where there is no test split"
+    )
     split_seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the splits made by the two fractions")
     train_per_class: int | None = Field(
         None, ge=1, le=10_000_000, description="train on only this many images of each class"
     )
     train_on: Literal["train", "trainval"] = Field("train", description="trainval adds the val images to train")
     workers: int = Field(-1, ge=-1, le=256, description="loader processes; -1 chooses by cores and devices")
-    image_column: str | None = Field(None, description="column of the images in csv: and hfds:, if it has another name")
-    label_column: str | None = Field(None, description="column of the labels in csv: and hfds:, if it has another name")
+    image_column: str | None = Field(None, description="image column of csv: and hfds:, if it is not found by name")
+    label_column: str | None = Field(None, description="label column of csv: and hfds:, if it is not found by name")
     exclude: Path | None = Field(None, description="CSV with a column path: images to leave out, as data check writes")
-    relabel: Path | None = Field(None, description="CSV with columns path and label: images to give another class")
+    relabel: Path | None = Field(None, description="CSV with columns path and label: images to relabel")
     broken: Literal["stop", "leave_out"] = Field("stop", description="what to do about images that cannot be read")
-    leave_out_shared: bool = Field(False, description="leave out of train the images that val or test hold too")
+    leave_out_shared: bool = Field(False, description="leave out of train the images that are also in val or test")
 
 
 class AugmentRecipe(_Section):
@@ -156,26 +160,26 @@ class ModelRecipe(_Section):
 class LossRecipe(_Section):
     """L = contrastive_weight * L_contrastive + (1 - contrastive_weight) * L_CE  (arXiv:2308.14893).
 
-    `SchaneLoss` has the same defaults. Its file can be copied out and used alone, so it holds them too; a test keeps
-    the two equal.
+    `SchaneLoss` has the same defaults. Its file can be copied out and used on its own, so it has them too; a test
+    keeps the two equal.
     """
 
     name: str = Field("schane", description="schane, easy, supcon, simclr, ce, or a loss of an installed package")
     args: dict[str, Any] = Field({}, description="further arguments for the loss of an installed package")
     contrastive_weight: float = Field(0.9, ge=0, lt=1, description="lambda, the share of the contrastive term")
     temperature: float = Field(0.5, gt=0, le=1000, description="tau, divides the cosine similarity")
-    hardness: float = Field(1.0, ge=0, le=1000, description="beta, how much hard negatives weigh; 0 weights all alike")
+    hardness: float = Field(1.0, ge=0, le=1000, description="beta, the weight of hard negatives; 0 weighs all equally")
     positives: Literal["mean", "sum"] = Field("mean", description="mean (the release) or sum (CLCE's equation)")
     stop_gradient: bool = Field(False, description="no gradient through the hardness weights")
     contrastive_pool: Literal["global", "local"] = Field(
-        "global", description="negatives from all processes, or its own"
+        "global", description="negatives from all processes, or only its own"
     )
     memory_size: int = Field(
         0, ge=0, le=10_000_000, description="past projections kept as extra positives and negatives; 0: none"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
     class_weights: Literal["none", "balanced", "effective"] = Field(
-        "none", description="weigh classes in the cross-entropy: by 1 / images, or 1 / effective number of them"
+        "none", description="class weights in the cross-entropy: 1 / images, or 1 / their effective number"
     )
     logit_adjustment: float = Field(
         0.0,
@@ -194,13 +198,13 @@ class TrainRecipe(_Section):
         50, ge=0, le=100_000, description="passes over the training images; 0 (few-shot only): no training"
     )
     head_epochs: int = Field(
-        0, ge=0, le=100_000, description="epochs before those, of the heads alone, with a schedule of their own (LP-FT)"
+        0, ge=0, le=100_000, description="epochs of the heads alone before these, with their own schedule (LP-FT)"
     )
     seen_images: int | None = Field(
         None,
         ge=1,
         le=10_000_000_000,
-        description="set epochs (5 to 50) so that about so many images are seen; the batch fits the folder",
+        description="choose epochs (5 to 50) to see about this many images, and a batch that fits them",
     )
     batch_size: int = Field(128, ge=1, le=1_000_000, description="images per step over all processes, before views")
     optimizer: str = Field("adamw", description="any optimizer of timm's factory")
@@ -210,14 +214,12 @@ class TrainRecipe(_Section):
     weight_decay: float = Field(0.05, ge=0, le=1000, description="weight decay (none on biases and 1-d weights)")
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate factor from each layer to the one below")
     clip_grad: float | None = Field(None, gt=0, le=1_000_000, description="largest gradient norm")
-    ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="decay of the average of the weights that is evaluated"
-    )
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the weight average, which is evaluated")
     keep_epochs: int = Field(
-        0, ge=0, le=100_000, description="keep the weights of each of the last so many epochs, for schane average RUN"
+        0, ge=0, le=100_000, description="keep the weights of the last N epochs, for schane average RUN"
     )
     sampling: Literal["uniform", "balanced"] = Field(
-        "uniform", description="balanced draws every class equally often in an epoch, which keeps its length"
+        "uniform", description="balanced draws every class equally often; the epoch keeps its length"
     )
     classes_per_batch: int | None = Field(
         None, ge=2, le=1_000_000, description="draw each batch from this many classes, equally"
@@ -231,7 +233,7 @@ class TrainRecipe(_Section):
     amp: Literal["auto", "bfloat16", "off"] = Field("auto", description="autocast; auto is bfloat16 on CUDA")
     compile: bool = Field(False, description="torch.compile the model")
     checkpoint_activations: bool = Field(
-        False, description="compute activations again in the backward pass: less memory, same weights, more time"
+        False, description="recompute activations in the backward pass: less memory, same weights, more time"
     )
     sharding: Literal["ddp", "fsdp"] = Field(
         "ddp", description="several processes: each has a copy of the model, or (fsdp) a share of its tensors"
@@ -557,7 +559,7 @@ SYNONYMS = {
 
 
 def nearest_key(key: str) -> str | None:
-    """The recipe key somebody means by `key`: the same last segment, another name for it, else the closest spelling."""
+    """The recipe key that is meant by `key`: the same last segment, another name for it, else the closest spelling."""
     last = key.rpartition(".")[2].strip("-").replace("-", "_").lower()
     keys = known_keys()
     by_last = {known.rpartition(".")[2]: known for known in reversed(keys)}
@@ -598,7 +600,7 @@ def shown(value: Any) -> str:
 
 
 def describe_error(error: Mapping[str, Any], *, unknown: Callable[[str], str]) -> str:
-    """An item of pydantic's error list as a sentence; `unknown` says it of a key that the file may not hold."""
+    """An item of pydantic's error list as a sentence; `unknown` makes it for a key that the file may not hold."""
     key = ".".join(str(part) for part in error["loc"] if not isinstance(part, int))
     if error["type"] == "extra_forbidden":
         return unknown(key)
@@ -623,7 +625,7 @@ def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
 
 
 def saved_recipe(tree: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run that was trained: the package that brought its loss may be gone since and is not needed.
+    """The recipe of a run that was trained: the package of its loss may have been uninstalled since, and is not needed.
 
     A run of schane 0.1.0, whose recipe has no `train.batchnorm`, keeps the running statistics that it was trained with.
     """
@@ -670,8 +672,8 @@ def resolve_recipe(
     """The recipe of a command and one line for each value that differs from the file it came from.
 
     With neither `recipe` nor `dataset` it is the embedded `default`; a dataset alone starts from the recipe of its
-    own name where there is one, a source of one's own (`folder:PATH` and its like) from `photos`, and any other dataset
-    from the field defaults. Epochs that are given take the place of those that `train.seen_images` would choose.
+    own name where there is one, a source of the user's own (`folder:PATH` and the like) from `photos`, and any other
+    dataset from the field defaults. Epochs that are given replace those that `train.seen_images` would choose.
     """
     name = recipe or (default if dataset is None else _recipe_of(dataset))
     tree = read_recipe(find_recipe(name)) if name else {}

@@ -40,10 +40,10 @@ State = Literal["none", "started", "stopped", "finished", "reported"]
 class RunFolder:
     """`results/<command>/<name>/`: the one place that knows the names of a run's files, writes them and reads them.
 
-    Its state is read off its files. `started`: nothing in it is worth keeping yet, the same command starts it again.
+    Its state follows from its files. `started`: nothing in it is worth keeping yet, the same command starts it again.
     `stopped`: last.pt (of predict: request.json and the parts) holds all that a resumed run needs. `finished`:
-    summary.json is there, the page is not. `reported`: all is there. One process at a time holds the lock of a folder
-    that is being written.
+    summary.json is there, the page is not. `reported`: everything is there. One process at a time holds the lock of a
+    folder that is being written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,7 +78,7 @@ class RunFolder:
         self.exclude_table = path / "exclude.csv"
         self.trackers_file = path / "trackers.json"
         self.lock_file = path / ".lock"
-        self._lock: weakref.finalize | None = None  # closes the lock file, here or when the object goes
+        self._lock: weakref.finalize | None = None  # closes the lock file, here or when the object is deleted
 
     @classmethod
     def of_checkpoint(cls, file: Path) -> "RunFolder | None":
@@ -98,7 +98,7 @@ class RunFolder:
 
     @property
     def state(self) -> State:
-        """How far the run came; "none" where no run was begun."""
+        """How far the run got; "none" where no run was started."""
         if not self.recipe_file.is_file():
             return "none"
         if self.summary_file.is_file():
@@ -107,7 +107,7 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether a run was started here."""
         return self.state != "none"
 
     @property
@@ -119,7 +119,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its summary."""
+        """Whether the run got as far as its summary."""
         return self.state in {"finished", "reported"}
 
     @property
@@ -144,7 +144,7 @@ class RunFolder:
         """Make the folder, lock it, and write what is known before the first step.
 
         A run of the same command and recipe that was stopped before its first checkpoint starts again in its folder.
-        `resumable` says that the command has a --resume to advise.
+        `resumable` says that the command has a --resume to recommend.
 
         Raises:
             BadRequest: something else is there, another process is writing it, or it cannot be written.
@@ -166,15 +166,15 @@ class RunFolder:
             raise BadRequest(f"run folder {self.path} cannot be written: {error.strerror or error}") from None
 
     def _refuse_others(self, recipe: Recipe, command: str, resumable: bool) -> None:
-        """BadRequest where the folder holds anything but the beginning of this very run."""
+        """BadRequest where the folder holds anything but the beginning of this same run."""
         if self.state == "started":
             changed = differences(self.read_recipe(), recipe, label="there")
             if not changed and self.command == one_line(command):
                 return
             if changed:
                 raise BadRequest(
-                    f"{self.path} exists already, begun by another recipe ({'; '.join(changed[:3])}); choose another "
-                    "--out, or remove it"
+                    f"{self.path} exists already, started with another recipe ({'; '.join(changed[:3])}); choose "
+                    "another --out, or remove it"
                 )
         if self.resumable and resumable:
             raise BadRequest(
@@ -219,7 +219,7 @@ class RunFolder:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock), self.lock_file.stat()):
                     break
-            os.close(lock)  # its last holder removed it just now
+            os.close(lock)  # its last holder has just removed it
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
         self._lock = weakref.finalize(self, os.close, lock)
@@ -228,7 +228,7 @@ class RunFolder:
                 left.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give the lock back; nothing to do where this process does not hold it."""
+        """Release the lock; nothing to do where this process does not hold it."""
         if self._lock is not None:
             self.lock_file.unlink(missing_ok=True)
             self._lock()
@@ -238,7 +238,7 @@ class RunFolder:
         """Cut metrics.jsonl to the `size` bytes it had at the checkpoint of `step`; what was logged later comes again.
 
         Returns a sentence where the log is shorter than that (edited, or lost with the machine), whose last line is
-        then cut if it is not whole; None where all is there.
+        then cut if it is not complete; None where everything is there.
         """
         there = self.metrics_file.stat().st_size if self.metrics_file.is_file() else 0
         if there >= size:
@@ -327,7 +327,7 @@ class RunFolder:
             ) from None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json, whole, and give the lock back; SchaneError where it cannot be written (no space)."""
+        """Write summary.json and release the lock; SchaneError where it cannot be written (no space)."""
         try:
             write_json(self.summary_file, summary)
             self.close()
@@ -349,7 +349,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def refuse_existing(path: Path, free: Collection[str] = ()) -> Path:
     """The path, which must hold nothing but files named in `free`; BadRequest where something is there already."""
     if path.is_dir():
-        free = {*free, RunFolder(path).lock_file.name, RunFolder(path).figures.name}  # of a process that died at once
+        free = {
+            *free,
+            RunFolder(path).lock_file.name,
+            RunFolder(path).figures.name,
+        }  # of a process that died at its start
         taken = any(entry.name not in free and ".tmp" not in entry.name for entry in path.iterdir())
     else:
         taken = path.exists() or path.is_symlink()
@@ -370,7 +374,7 @@ def require_space(path: Path, needed: int) -> None:
 
 
 def new_run_path(command: str, *parts: str) -> Path:
-    """results/<command>/<parts joined>-<time>, free of characters that shells or file systems mind."""
+    """results/<command>/<parts joined>-<time>, free of characters that shells or file systems treat specially."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part).strip("_") for part in parts)
     path = RESULTS / command / f"{name}-{stamp}"
@@ -513,7 +517,7 @@ def _git_commit() -> str | None:
 
 
 def pick_device(name: str) -> "torch.device":
-    """`auto` (cuda, else mps, else cpu) or a device by name; BadRequest where it is not there."""
+    """`auto` (cuda, else mps, else cpu) or a device by name; BadRequest where this machine has no such device."""
     import torch
 
     if name == "auto":

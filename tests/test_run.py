@@ -67,7 +67,7 @@ def test_the_same_command_begins_a_run_anew_that_was_killed_before_its_first_che
     run_tiny(run.path)
     assert run.finished
     other = copy(finished, tmp_path / "other", ("summary.json", "checkpoints"))
-    with pytest.raises(BadRequest, match=r"begun by another recipe \(train.lr 0.5 \(there 0.003\)\)"):
+    with pytest.raises(BadRequest, match=r"started with another recipe \(train.lr 0.5 \(there 0.003\)\)"):
         run_tiny(other.path, train__lr=0.5)
     assert other.state == "started"
 

@@ -46,7 +46,7 @@ def normalise(images: torch.Tensor, spec: InputSpec, device: torch.device) -> to
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """bfloat16 autocast: always for `bfloat16`, on CUDA devices that have it for `auto`, never for `off`."""
+    """bfloat16 autocast: always for `bfloat16`, on CUDA devices that support it for `auto`, never for `off`."""
     enabled = amp == "bfloat16" or (amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
@@ -78,8 +78,9 @@ def extract(
 ) -> Features:
     """Every image of the set through the model (eval mode) once; `damage` changes what it sees (corruptions.py).
 
-    The batches are the same for any number of processes, and each process takes every world-size-th: outputs agree to
-    the bit. All make as many forward passes, since those of a model that is split over processes wait for each other.
+    The batches are the same for any number of processes, and each process takes every world-size-th, so that outputs
+    agree bit for bit. All make equally many forward passes, since those of a model that is split over processes wait
+    for each other.
     """
     model.eval()
     batches = [np.arange(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]

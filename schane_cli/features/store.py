@@ -1,10 +1,9 @@
 """Embeddings, projections and logits on disk: extracted once, block by block, and read back without holding them all.
 
-A store is a folder `results/cache/<key>` with one safetensors file per block of images, each written
-completely or not at all.
-The key is made of the checkpoint's content, the images', and all that shapes pixels and precision, so that nothing
-stale is ever served; a stopped extraction continues at the first missing block; and of several processes (torchrun, on
-a file system they share) each makes every world-size-th block.
+A store is a folder `results/cache/<key>` with one safetensors file per block of images, each written completely or not
+at all. The key is made of the checkpoint's content, the images', and everything that affects pixels and precision, so
+that nothing stale is ever served; a stopped extraction continues at the first missing block; and of several processes
+(torchrun, on a file system they share) each makes every world-size-th block.
 """
 
 import hashlib

@@ -1,10 +1,10 @@
 """Which statistics BatchNorm normalises by in training (recipe key train.batchnorm).
 
-`running`: those of the batch, as everywhere; they also move the running ones, which score the model. `frozen`: the
-running ones that the weights came with, in training as in scoring; scale and shift are trained all the same. In a short
+`running`: those of the batch, as usual; they also update the running ones, which are used for scoring. `frozen`: the
+running ones that the weights came with, in training as in scoring; scale and shift are still trained. In a short
 run the running statistics become those of the augmented images before the weights have followed
-(results/benchmarks/start.md), and frozen ones make the gradient of a batch in chunks exact. Random weights bring no
-statistics that could be kept.
+(results/benchmarks/start.md), and frozen ones make the gradient of a batch in chunks exact. With random
+weights there are no statistics to keep.
 """
 
 from typing import Literal
@@ -20,11 +20,11 @@ from schane_cli.images.loader import train_transform, view_loader, worker_count
 from schane_cli.images.preprocessing import InputSpec
 from schane_cli.recipe import Recipe
 
-MOST_IMAGES = 10_000  # that running statistics are made from
+MOST_IMAGES = 10_000  # that running statistics are computed from
 
 
 def choice(recipe: Recipe) -> Literal["running", "frozen"]:
-    """What train.batchnorm comes to; `auto` is frozen for weights that were trained before, running for random ones."""
+    """What train.batchnorm means for this recipe; `auto`: frozen for pretrained weights, running for random ones."""
     if recipe.train.batchnorm == "auto":
         return "running" if recipe.model.weights == "random" else "frozen"
     return recipe.train.batchnorm

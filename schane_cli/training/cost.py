@@ -1,4 +1,4 @@
-"""What a stretch of work costs: peak memory of the device that does it, and energy where the machine counts it."""
+"""What a piece of work costs: peak memory of the device that does it, and energy where the machine measures it."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 class CostMeter:
-    """Counts from its making on."""
+    """Counts from the moment it is made."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -28,7 +28,7 @@ class CostMeter:
         return _resident_peak()
 
     def energy_joules(self) -> float | None:
-        """Joules since the start of the GPU, or of all CPU packages (RAPL); None where nothing counts them."""
+        """Joules since the start of the GPU, or of all CPU packages (RAPL); None where nothing measures them."""
         now = _joules(self._device)
         return None if now is None or self._joules is None or now < self._joules else now - self._joules
 
@@ -36,7 +36,7 @@ class CostMeter:
 def _forget_peak() -> None:
     """Linux restarts a process's peak when 5 is written here; elsewhere the peak is the process's whole life's.
 
-    What earlier work has freed, and cli.keep_freed_memory has kept, goes back to the system first.
+    Memory that earlier work has freed, and cli.keep_freed_memory has kept, is returned to the system first.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -70,5 +70,5 @@ def _gpu_joules(device: torch.device) -> float | None:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
-    except Exception:  # no NVML, or a card that does not count
+    except Exception:  # no NVML, or a card that does not measure energy
         return None

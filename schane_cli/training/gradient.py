@@ -21,8 +21,8 @@ Forward = Callable[[torch.Tensor], Outputs]
 
 @dataclass(frozen=True)
 class Batch:
-    """n = views x images rows, view-major. With mixup or cutmix the mixed rows stand behind (or, for cross-entropy
-    alone, in place of) the clean ones, and `soft_labels` (n, C) are theirs."""
+    """n = views x images rows, view-major. With mixup or cutmix the mixed rows follow (or, for cross-entropy
+    alone, replace) the clean ones, and `soft_labels` (n, C) belong to them."""
 
     rows: torch.Tensor  # (n or 2n, 3, S, S), uint8 or float in [0, 255]
     labels: torch.Tensor  # (n,)
@@ -56,7 +56,7 @@ def _detached(parts: LossParts) -> LossParts:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """After it the buffers (running statistics) are as before."""
+    """Restores the buffers (running statistics) at its end."""
     saved = [buffer.clone() for buffer in model.buffers()]
     yield
     with torch.no_grad():
@@ -71,7 +71,7 @@ def whole_backward(
     *,
     around_backward: Callable[[], AbstractContextManager] = nullcontext,
 ) -> LossParts:
-    """One forward pass, and one backward within `around_backward`; gradients are added to the parameters'."""
+    """One forward pass, and one backward within `around_backward`; gradients are added to those of the parameters."""
     outputs = forward(batch.rows)
     parts = _loss(objective, outputs.projection, outputs.logits, batch)
     with around_backward():
@@ -92,7 +92,7 @@ def cached_backward(
 ) -> LossParts:
     """The same gradient in chunks of `chunk_rows` rows, with one chunk's activations in memory at a time.
 
-    `unsynchronised` opens DDP's no_sync for all chunks but the last. BatchNorm normalises each chunk by itself.
+    `unsynchronised` opens DDP's no_sync for all chunks but the last. BatchNorm normalises each chunk on its own.
     """
     chunks = batch.rows.split(chunk_rows)
     states, outputs = _embed_all(forward, chunks, model, device, unsynchronised)
@@ -114,7 +114,7 @@ def cached_backward(
 def chunk_backward(forward: Forward, rows: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     """One chunk forward and backward, with room kept for an optimiser state that AdamW makes in its first step.
 
-    No process waits for another here, so that one that ran out of memory can try by itself.
+    No process waits for another here, so that one that ran out of memory can try on its own.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     kept = [] if optimizer.state else [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
@@ -142,7 +142,7 @@ def _embed_all(
     device: torch.device,
     unsynchronised: Callable[[], AbstractContextManager],
 ) -> tuple[list[RandomState], list[Outputs]]:
-    """Random state before, and outputs of, each chunk. Buffers (running statistics) end as they began: the second
+    """Random state before, and outputs of, each chunk. Buffers (running statistics) are restored: the second
     pass updates them."""
     states, outputs = [], []
     with torch.no_grad(), unsynchronised(), buffers_kept(model):

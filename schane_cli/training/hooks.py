@@ -1,4 +1,4 @@
-"""Look into a run from outside: functions that are called after every step and every epoch of any training.
+"""Watch a run from outside: functions that are called after every step and every epoch of any training.
 
 from schane_cli.training.hooks import Progress, on_step
 
@@ -23,7 +23,7 @@ class Progress:
 
     `step` of `total_steps` and `epoch` of the recipe's epochs are done. `figures`: after a step its loss, parts of the
     loss and gradient norm, as in metrics.jsonl's `step` lines; after an epoch its `val_accuracy` and `val_nll`. `model`
-    is the one being trained: what a hook does to it, it does to the run.
+    is the one being trained: a hook that changes it changes the run.
     """
 
     recipe: Recipe

@@ -1,7 +1,7 @@
-"""SIGINT, SIGTERM and Slurm's SIGUSR1 end a run after the step under way, saved, with the command that resumes it.
+"""SIGINT, SIGTERM and Slurm's SIGUSR1 end a run after the current step, saved; it prints how to resume.
 
 A signal that comes while the run waits for a batch ends the wait: between two steps there is nothing to finish. A
-second signal some seconds after the first ends anything at once.
+second signal some seconds after the first ends the process at once.
 """
 
 import os
@@ -29,7 +29,7 @@ class Interrupted(SchaneError):  # noqa: N818 (reads as what it is)
     def __init__(self, signal_number: int, command: str) -> None:
         self.exit_code, self.signal_number = 128 + signal_number, signal_number
         name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name}; saved. Go on with: schane {command}")
+        super().__init__(f"stopped by {name}; saved. Resume with: schane {command}")
 
     def resumed_by(self, command: str) -> "Interrupted":
         """The same, with another command that resumes it."""
@@ -49,7 +49,7 @@ class StopSignal:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Within it a stop signal is remembered; it does more only during a wait, or where it is the second.
+        """While inside, a stop signal is only remembered, unless it comes during a wait or is the second one.
 
         Raises:
             SchaneError: a second signal came, at least `_PATIENCE_SECONDS` after the first.
@@ -68,7 +68,7 @@ class StopSignal:
                 raise _WaitEndedError
             if not first and now - self._first_came > _PATIENCE_SECONDS:
                 raise SchaneError(
-                    f"ended at once by a second {signal.Signals(number).name}; the last checkpoint is whole"
+                    f"ended at once by a second {signal.Signals(number).name}; the last checkpoint is complete"
                 )
 
         before = {number: signal.signal(number, remember) for number in _STOP_SIGNALS}
@@ -93,7 +93,7 @@ class StopSignal:
             self._waiting = False
 
     def came(self) -> bool:
-        """Whether any process has been signalled; all agree, so that they save and stop at the same step."""
+        """Whether any process has received a signal; all agree, so that they save and stop at the same step."""
         if world_size() > 1:
             highest = torch.tensor(self.number, device=self._device)
             dist.all_reduce(highest, dist.ReduceOp.MAX)

@@ -1,4 +1,4 @@
-"""A training run made ready, announced, trained and described."""
+"""Preparing a training run, announcing it, running it and describing it."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -34,9 +34,9 @@ def prepare(
 ) -> Job:
     """Seed, build the model and name the run folder; nothing is written yet.
 
-    A resumed run has its weights in last.pt, so the file it once started from is not asked for, except by LoRA. A run
-    that was stopped before its first checkpoint starts anew in its folder. `others` are the splits besides train and
-    val whose identity the checkpoints hold.
+    A resumed run has its weights in last.pt, so the file that it started from is not needed, except by LoRA. A run that
+    was stopped before its first checkpoint starts again in its folder. `others` are the splits besides train and val
+    whose identity the checkpoints hold.
 
     Raises:
         BadRequest: a request that cannot be met, or a resumed run whose classes or images are no longer those it began

@@ -35,7 +35,7 @@ class Objective(nn.Module):
     Rows are view-major: row v * B + b is view v of image b. Under several processes the value is scaled so that
     averaging gradients over processes (as DDP does) gives the gradient of the loss of the whole batch, uneven parts
     included. mixup and cutmix act on the cross-entropy branch alone: the contrastive term needs images of one class,
-    so the mixed images take a forward pass of their own. So do class weights and logit adjustment: the contrastive term
+    so the mixed images need a forward pass of their own. So do class weights and logit adjustment: the contrastive term
     is a mean over anchors, each of which has its positives averaged, so that under imbalance frequent classes give more
     anchors and more negatives, and only `train.sampling: balanced` changes that.
     """

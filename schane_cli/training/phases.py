@@ -1,6 +1,6 @@
-"""Frozen, then free (recipe key train.head_epochs): the heads alone first, then all weights.
+"""First frozen, then free (recipe key train.head_epochs): the heads alone first, then all weights.
 
-LP-FT (Kumar et al. 2022, arXiv:2202.10054, section 3.4): a head that starts at nothing sends a gradient through the
+LP-FT (Kumar et al. 2022, arXiv:2202.10054, section 3.4): a head that starts at zero sends a gradient through the
 backbone that distorts pretrained features; a head that was fitted first does not. Each phase is a training of its own,
 with its schedule and a fresh optimizer; step numbers, the best epoch and the run folder continue across both.
 """
@@ -33,7 +33,7 @@ def phases(settings: TrainRecipe, steps_per_epoch: int) -> list[Phase]:
 
 
 def phase_of_last(step: int, of: list[Phase]) -> Phase:
-    """The phase that a run which has taken `step` steps took the last of them in; the first where it took none.
+    """The phase of the last step of a run that has taken `step` steps; the first phase where it has taken none.
 
     A checkpoint between two phases holds the optimizer of the earlier one.
     """

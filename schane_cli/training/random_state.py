@@ -14,7 +14,7 @@ def random_state(device: torch.device) -> RandomState:
 
 
 def set_random_state(states: RandomState, device: torch.device) -> None:
-    """Draw from here on what was drawn after `states` were taken."""
+    """Continue with the numbers that were drawn after `states` were taken."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

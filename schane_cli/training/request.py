@@ -1,4 +1,4 @@
-"""What a training run is asked for, checked against the images before any work, and what of it needs saying."""
+"""What a training run is asked for, checked against the images before any work, and the remarks that it calls for."""
 
 import numpy as np
 from timm.optim import list_optimizers
@@ -13,7 +13,7 @@ from schane_cli.training import batchnorm
 from schane_cli.training.objective import contrastive_weight
 from schane_cli.training.trackers import check_trackers
 
-FEW_POSITIVES = 0.5  # share of anchors with a positive below which a run says so
+FEW_POSITIVES = 0.5  # a smaller share of anchors with a positive is remarked on
 
 
 def check_request(recipe: Recipe, train: ImageSet) -> None:
@@ -50,16 +50,18 @@ def check_batch(settings: TrainRecipe, train: ImageSet) -> None:
 
 
 def check_sharding(settings: TrainRecipe) -> None:
-    """BadRequest for what does not go with a model that is split over processes."""
+    """BadRequest for what cannot be combined with a model that is split over processes."""
     if world_size() == 1:
         raise BadRequest("train.sharding fsdp splits the model over processes; start several with torchrun")
     if settings.batch_size % world_size():
         raise BadRequest(
-            f"train.sharding fsdp needs equal parts: batch size {settings.batch_size} does not divide by "
+            f"train.sharding fsdp needs equal parts: batch size {settings.batch_size} is not divisible by "
             f"{world_size()} processes"
         )
     if settings.ema_decay or settings.compile or settings.head_epochs:
-        raise BadRequest("train.sharding fsdp goes without train.ema_decay, train.compile and train.head_epochs")
+        raise BadRequest(
+            "train.sharding fsdp cannot be combined with train.ema_decay, train.compile and train.head_epochs"
+        )
 
 
 def check_positives(recipe: Recipe, train: ImageSet) -> None:
@@ -102,14 +104,14 @@ def share_with_positive(recipe: Recipe, train: ImageSet) -> float:
 
 
 def remarks(recipe: Recipe, train: ImageSet, model: SchaneModel) -> list[str]:
-    """What a run does otherwise than one would expect, a sentence each."""
+    """What a run does differently from what one would expect, one sentence each."""
     settings, said = recipe.train, []
     if not settings.epochs:
         return []
     chunked = settings.chunk_size is not None and settings.chunk_size < settings.batch_size
     if chunked and batchnorm.has_batchnorm(model) and batchnorm.choice(recipe) != "frozen":
         said.append(
-            f"BatchNorm normalises each chunk of {settings.chunk_size} images by itself, so the gradient is not "
+            f"BatchNorm normalises each chunk of {settings.chunk_size} images on its own, so the gradient is not "
             "exactly that of the whole batch; it is with train.batchnorm=frozen"
         )
     drawn_at_random = not settings.classes_per_batch and not recipe.loss.memory_size

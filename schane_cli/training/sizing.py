@@ -1,4 +1,4 @@
-"""Epochs and batch by the number of images, and about how long that will take."""
+"""Epochs and batch size from the number of images, and an estimate of the time."""
 
 from copy import deepcopy
 from time import perf_counter
@@ -17,7 +17,7 @@ SAMPLE = 8  # images of the estimate
 
 def sized(recipe: Recipe, n_train: int) -> Recipe:
     """The recipe with the epochs that see about `train.seen_images` images, 5 to 50 of them, and a batch that is at
-    most a quarter of the images; as it is where the recipe leaves `train.seen_images` open."""
+    most a quarter of the images; unchanged where `train.seen_images` is not set."""
     goal = recipe.train.seen_images
     if goal is None:
         return recipe
@@ -31,7 +31,7 @@ def sized(recipe: Recipe, n_train: int) -> Recipe:
 def estimated_seconds(job: Job) -> float:
     """About how long the training takes, from a few images taken through loader and model once.
 
-    The model that is timed is a copy and the random numbers are put back, so that the run itself is not touched.
+    The model that is timed is a copy and the random numbers are put back, so that the run itself is not affected.
     """
     settings, views = job.recipe.train, job.recipe.augment.views
     dataset = TrainViews(job.train, train_transform(job.recipe.augment, job.spec.size), views=views, seed=0)

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, as the plain values of a checkpoint and back."""
+"""What a training run carries from step to step, to and from the plain values of a checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases and MLflow, fed from what metrics.jsonl gets; that file stays the source."""
+"""TensorBoard, Weights & Biases and MLflow, fed with the lines of metrics.jsonl, which stays the source."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def send_results(folder: Path, figures: Mapping[str, float]) -> None:
 
     Raises:
         BadRequest: a tracker does not start.
-        SchaneError: a tracker does not take them; the run folder has everything all the same.
+        SchaneError: a tracker does not take them; the run folder still has everything.
     """
     run = RunFolder(folder)
     recipe = run.read_recipe()
@@ -52,7 +52,7 @@ def send_results(folder: Path, figures: Mapping[str, float]) -> None:
     with closing(Trackers(recipe.train.trackers, folder, recipe)) as trackers:
         try:
             trackers.finish(recipe, named, run)
-        except Exception as error:  # of many types: a server that is gone, a full disk
+        except Exception as error:  # of many types: a server that is down, a full disk
             said = " ".join(str(error).split())[:200]
             raise SchaneError(f"the trackers did not take the results: {said or type(error).__name__}") from None
 
@@ -64,10 +64,10 @@ class Tracker(Protocol):
         """Figures of a step, at a time in seconds since 1970."""
 
     def finish(self, recipe: Recipe, figures: Mapping[str, float], run: RunFolder) -> None:
-        """What the run came to, and its page."""
+        """The results of the run, and its page."""
 
     def close(self) -> None:
-        """Write out what is held back."""
+        """Write out what is buffered."""
 
 
 class RemoteTracker(Tracker, Protocol):
@@ -77,10 +77,10 @@ class RemoteTracker(Tracker, Protocol):
 
 
 class Trackers:
-    """The trackers of a run. What a resumed run logs for a second time reaches them once.
+    """The trackers of a run. What a resumed run logs a second time reaches them only once.
 
-    TensorBoard's file is rewritten from metrics.jsonl. A server keeps what it has, so that trackers.json holds how
-    far each kind of line went there; a repeated step has the same figures, and is left out.
+    TensorBoard's file is rewritten from metrics.jsonl. A server keeps what it has, so trackers.json
+    records how far each kind of line got; a repeated step has the same figures and is left out.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, recipe: Recipe) -> None:
@@ -115,7 +115,7 @@ class Trackers:
         write_json(self._file, self._known)
 
     def finish(self, recipe: Recipe, figures: Mapping[str, float], run: RunFolder) -> None:
-        """What the run came to, and its page."""
+        """The results of the run, and its page."""
         for tracker in self._local:
             tracker.finish(recipe, figures, run)
         if self._known["sent"].get("results"):
@@ -126,7 +126,7 @@ class Trackers:
         write_json(self._file, self._known)
 
     def close(self) -> None:
-        """Write out what is held back."""
+        """Write out what is buffered."""
         for tracker in (*self._local, *self._remote):
             tracker.close()
 

@@ -95,7 +95,7 @@ class Trainer:
         if settings.checkpoint_activations:
             checkpoint_activations(job.model)
         if contrastive_weight(self.recipe.loss) == 0:
-            job.model.projection.requires_grad_(False)  # DDP would wait for a gradient that never comes
+            job.model.projection.requires_grad_(False)  # DDP would wait for a gradient that never arrives
         job.model.batchnorm_frozen = batchnorm.choice(self.recipe) == "frozen"
         self.model = place(job.model, self.device)
         if settings.sharding == "fsdp":
@@ -113,13 +113,13 @@ class Trainer:
         self.images_done = self._logged_bytes = 0
         self._stop = StopSignal(self.device)
         self.cost, self.resumed = CostMeter(self.device), resume is not None
-        torch.manual_seed(self.recipe.seed + rank())  # each process drops other paths
+        torch.manual_seed(self.recipe.seed + rank())  # each process drops different paths
         if resume is not None:
             self._restore(resume)
         self.forward_model = self._wrapped()
 
     def _enter(self, phase: Phase) -> None:
-        """Fix or free the backbone, and begin the phase's own optimizer and schedule."""
+        """Freeze or unfreeze the backbone, and begin the phase's own optimizer and schedule."""
         self.phase = phase
         for parameter in self._body:
             parameter.requires_grad_(not phase.heads_alone)
@@ -137,7 +137,7 @@ class Trainer:
         self.forward_model = self._wrapped()
 
     def checkpoint_bytes(self) -> int:
-        """About what the run folder takes at its fullest: best.pt, the epochs that are kept, last.pt with two moments
+        """The most that the run folder takes, roughly: best.pt, the epochs that are kept, last.pt with two moments
         and EMA, and its successor while both are there."""
         kept = [p for p in self.model.parameters() if p.requires_grad or not self.recipe.model.lora_rank]
         weights = sum(parameter.numel() * parameter.element_size() for parameter in kept)
@@ -307,7 +307,7 @@ class Trainer:
         return dict(zip(named, values.tolist(), strict=True))
 
     def _stop_not_finite(self, figures: dict[str, float], indices: torch.Tensor) -> None:
-        """Save what replays the step, and say what happened and what to try."""
+        """Save what is needed to replay the step, and say what happened and what to try."""
         path = self.job.run.path / f"not-finite-step{self.step}-rank{rank()}.pt"
         epoch = self.step // self.sampler.steps_per_epoch
         batch = {"step": self.step, "epoch": epoch, "indices": indices.tolist(), "figures": figures}
@@ -330,13 +330,15 @@ class Trainer:
                 torch.cuda.empty_cache()
             chunk_backward(partial(self._embed, self.model), rows[: chunk * views.shape[1]], self.optimizer)
 
-        if is_sharded(self.model):  # its passes need all processes, which have not all failed
-            raise SchaneError(f"step {self.step} ran out of memory with {asked} images a pass; lower train.chunk_size")
+        if is_sharded(self.model):  # its passes need all processes, and not all have failed
+            raise SchaneError(
+                f"step {self.step} ran out of memory with {asked} images per pass; lower train.chunk_size"
+            )
         fitting = largest_fitting(attempt, asked)
-        advice = f"the largest chunk that fits is {fitting}: pass --chunk-size {fitting} (the batch stays whole)"
+        advice = f"the largest chunk that fits is {fitting}: pass --chunk-size {fitting} (the batch stays the same)"
         if fitting is None:
             advice = "not even one image fits: take a smaller --backbone or data.image_size"
-        raise SchaneError(f"step {self.step} ran out of memory on {self.device} with {asked} images a pass; {advice}")
+        raise SchaneError(f"step {self.step} ran out of memory on {self.device} with {asked} images per pass; {advice}")
 
     def _report(self, task: Task, figures: dict[str, float], step_seconds: float) -> None:
         rate = self.images_done / max(self.seconds + step_seconds, 1e-9)
@@ -364,7 +366,7 @@ class Trainer:
         return [*details, f"ce {figures['cross_entropy']:.3f}"]
 
     def _log(self, event: str, **values: Any) -> None:
-        """To metrics.jsonl, and from there to the trackers."""
+        """Write to metrics.jsonl, and from there to the trackers."""
         self.trackers.log(self.job.run.log(event, **values))
 
     def _wait_percent(self, extra_seconds: float = 0.0) -> float:
@@ -462,7 +464,7 @@ class Trainer:
         self._logged_bytes = training["metrics_bytes"]
 
     def cut_log(self) -> None:
-        """Bring metrics.jsonl back to where last.pt was written; what was logged later is logged again."""
+        """Cut metrics.jsonl back to where last.pt was written; what was logged later is logged again."""
         gap = self.job.run.cut_log(self._logged_bytes, self.step) if rank() == 0 else None
         if gap is not None:
             self.job.terminal.say(gap)

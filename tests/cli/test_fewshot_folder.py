@@ -56,7 +56,7 @@ def test_what_cannot_be_done_is_one_sentence(photos: Path, tmp_path: Path, capsy
     support = ("--support", photos / "support")
     for arguments, said in (
         (("--support", tmp_path / "one"), "at least two class folders"),
-        (("--query", photos / "query"), "--query goes with --support"),
+        (("--query", photos / "query"), "--query needs --support"),
         ((*support, "--query", photos / "support"), "is among the support"),
         ((*support, "--query", tmp_path / "same"), "is among the support"),
         ((*support, "--query", tmp_path / "nothing"), "does not exist"),

@@ -237,7 +237,7 @@ def test_a_stopped_worker_gives_its_trial_back_and_the_same_command_goes_on(tmp_
         time.sleep(0.05)
     worker.process.send_signal(signal.SIGTERM)
     assert worker.finish() == 128 + signal.SIGTERM
-    assert f"Go on with: schane study {file} --out {tmp_path / 's'}" in worker.said()
+    assert f"Resume with: schane study {file} --out {tmp_path / 's'}" in worker.said()
     again = Worker(tmp_path, "again", file, None)
     assert again.finish() == 0, again.said()
     assert summary(tmp_path / "s")["trials_done"] == 2

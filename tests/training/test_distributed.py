@@ -223,9 +223,9 @@ def test_what_does_not_go_with_a_split_model_is_refused(monkeypatch: pytest.Monk
     with pytest.raises(BadRequest, match="start several with torchrun"):
         check_sharding(tiny_recipe(train__sharding="fsdp").train)
     monkeypatch.setattr(request, "world_size", lambda: 2)
-    with pytest.raises(BadRequest, match="batch size 25 does not divide by 2 processes"):
+    with pytest.raises(BadRequest, match="batch size 25 is not divisible by 2 processes"):
         check_sharding(tiny_recipe(train__sharding="fsdp").train)
-    with pytest.raises(BadRequest, match="goes without train.ema_decay"):
+    with pytest.raises(BadRequest, match="cannot be combined with train.ema_decay"):
         check_sharding(tiny_recipe(train__sharding="fsdp", train__batch_size=24, train__ema_decay=0.9).train)
 
 

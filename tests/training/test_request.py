@@ -89,7 +89,7 @@ def test_chunks_with_batchnorm_say_that_the_gradient_is_not_exact(
 ) -> None:
     recipe = tiny_recipe(**overrides)
     said = remarks(recipe, digits, build_model(recipe.model, 10, 32))
-    assert said == [] if exact else "each chunk of 5 images by itself" in said[0]
+    assert said == [] if exact else "each chunk of 5 images on its own" in said[0]
 
 
 def test_weights_that_are_not_trained_may_have_any_batch_size(tmp_path: Path) -> None:

@@ -404,7 +404,7 @@ def test_out_of_memory_names_the_largest_chunk_that_fits(tmp_path: Path, chunk: 
 
     card = register_module_forward_pre_hook(small_card)
     largest = 8 if chunk else 6
-    said = rf"step 0 ran out of memory on cpu with {chunk or 25} images a pass; .*: pass --chunk-size {largest} "
+    said = rf"step 0 ran out of memory on cpu with {chunk or 25} images per pass; .*: pass --chunk-size {largest} "
     try:
         with pytest.raises(SchaneError, match=said) as caught:
             run_tiny(tmp_path / "run", train__chunk_size=chunk)
