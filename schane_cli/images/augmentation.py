@@ -29,7 +29,7 @@ from schane_cli.recipe import AugmentRecipe
 Picture = Image.Image
 Policy = Callable[[Picture], Picture]
 
-# The options that timm reads after the first word of a policy; it passes over others without a word.
+# The options that timm reads after the first word of a policy; it silently ignores others.
 _TIMM_OPTIONS = {
     "rand": ("m", "n", "p", "mstd", "mmax", "inc", "t"),
     "augmix": ("m", "w", "d", "a", "b", "mstd"),
@@ -124,7 +124,7 @@ def _refuse_unknown(name: str, key: str) -> None:
 
 @contextmanager
 def streams_put_back() -> Iterator[None]:
-    """Within it the global random streams of Python, numpy and torch's CPU may be seeded; after it they are as before.
+    """While inside, the global random streams of Python, numpy and torch's CPU may be seeded; then they are restored.
 
     Not `torch.manual_seed`: it would seed the GPUs too.
     """

@@ -15,15 +15,15 @@ from schane_cli.images.imageset import SAMPLE_BYTES, Files, ImageSet, Stored, sa
 
 _THREADS = 4
 _CHUNK = 512
-Advance = Callable[[int], None]  # told how many more images are done
+Advance = Callable[[int], None]  # called with how many more images are done
 
 
 def with_content(parts: dict[str, ImageSet], advance: Advance) -> dict[str, ImageSet]:
     """The same image sets with `content` filled in: uint64 (n,), equal for equal images in any of them.
 
     Decoded images are compared by their pixels. Encoded ones by their bytes: length and a sample from the middle and
-    the end of each first, then the whole of those that agree in it. A file that cannot be read has the number of its
-    name.
+    the end of each first, then the whole of those that agree in it. A file that cannot be read has a number made from
+    its name.
     """
     first = {split: _first_look(part, advance) for split, part in parts.items()}
     numbers, counts = np.unique(np.concatenate(list(first.values())), return_counts=True)
@@ -35,7 +35,7 @@ def with_content(parts: dict[str, ImageSet], advance: Advance) -> dict[str, Imag
 
 
 def unread_count(parts: dict[str, ImageSet]) -> int:
-    """How many images are not in memory."""
+    """The number of images that are not in memory."""
     return sum(len(part) for part in parts.values() if isinstance(part.images, Files | Stored))
 
 
@@ -51,7 +51,7 @@ def _first_look(part: ImageSet, advance: Advance) -> np.ndarray:
 
 
 def _second_look(part: ImageSet, numbers: np.ndarray, doubtful: np.ndarray) -> np.ndarray:
-    """Numbers of whole files in place of those of samples that several images share."""
+    """Numbers of whole files for images whose samples are shared."""
     if not isinstance(part.images, Files | Stored):
         return numbers
     numbers = numbers.copy()
@@ -129,6 +129,6 @@ def content_of(part: ImageSet) -> np.ndarray:
 
 
 def without_shared(train: ImageSet, others: Sequence[ImageSet]) -> ImageSet:
-    """`train` without the images that any of the others holds too."""
+    """`train` without the images that are also in any of the others."""
     held = np.concatenate([content_of(other) for other in others])
     return train.subset(np.flatnonzero(~np.isin(content_of(train), held)), train.split)

@@ -2,8 +2,8 @@
 
 The kinds are those of ImageNet-C and CIFAR-10-C (Hendrycks and Dietterich, "Benchmarking neural network robustness to
 common corruptions and perturbations", ICLR 2019, arXiv:1903.12261) that need no photographs of frost or water. The
-strengths are this module's own, not theirs: lengths scale with the image's side, so that a severity means as much at
-32 px as at 224. Figures are therefore not comparable with published mCE.
+strengths are this module's own, not theirs: lengths scale with the image's side, so that a severity means the same at
+32 px as at 224. Results are therefore not comparable with published mCE.
 """
 
 import io
@@ -127,8 +127,8 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, float, float, float, float
 def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, index: int) -> NDArray[np.uint8]:
     """Image `index` as it comes out of a corruption, the same on every call and machine: uint8 (H, W, 3) to the same.
 
-    `severity` is 1 to 5. What is random in it (noise, direction, clouds) is drawn from (name, index), so that a higher
-    severity is more of the same damage.
+    `severity` is 1 to 5. Anything random (noise, direction, clouds) is drawn from (name, index), so that a higher
+    severity is more of the same corruption.
     """
     act, strengths = CORRUPTIONS[name]
     rng = np.random.default_rng((crc32(name.encode()), index))
@@ -149,7 +149,7 @@ def _convolve(image: Floats, kernel: NDArray[np.float64]) -> Floats:
 
 
 def _smooth_noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) -> Floats:
-    """A random field in [0, 1] that changes over about `cells` cells a side."""
+    """A random field in [0, 1] that changes over about `cells` cells per side."""
     coarse = Image.fromarray(rng.random((cells + 1, cells + 1), dtype=np.float32))
     return np.asarray(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC), np.float32)
 

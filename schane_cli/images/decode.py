@@ -1,4 +1,4 @@
-"""Encoded pictures into pixels: any picture format that Pillow reads, upright, 8 bits a channel, on white."""
+"""Encoded pictures into pixels: any picture format that Pillow reads, upright, 8 bits per channel, on white."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from schane_cli.errors import BadRequest
 
 MAX_PIXELS = 2**28  # 268 million: above the largest phone camera; decoded, 0.8 GB
-# Picture formats alone: Pillow also opens EPS (by starting Ghostscript), PDF-like and scientific containers.
+# Picture formats only: Pillow also opens EPS (by starting Ghostscript), PDF-like and scientific containers.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "QOI", "HEIF")
 _HEIF_SUFFIXES = frozenset({".heic", ".heif", ".heics", ".heifs", ".hif"})
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
@@ -94,7 +94,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def suffix_hint(suffix: str) -> str:
-    """What to install to read files of an ending that cannot be read now; empty where nothing helps."""
+    """What to install to read files of an ending that cannot be read now; empty where nothing would help."""
     return " (pip install 'schane[heif]' reads them)" if suffix in _HEIF_SUFFIXES else ""
 
 
@@ -152,7 +152,7 @@ def _decode_rgb_jpeg(data: bytes) -> np.ndarray | None:
     try:
         decoded = decode_jpeg(encoded, mode=ImageReadMode.UNCHANGED, apply_exif_orientation=True)
     except (RuntimeError, ValueError):
-        return None  # Pillow reads it, or says what is wrong with it
+        return None  # Pillow reads it, or says why it cannot
     return decoded.permute(1, 2, 0).numpy() if len(decoded) == 3 else None
 
 
@@ -176,7 +176,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # metadata that cannot be read says nothing
+    except Exception:  # unreadable metadata is ignored
         orientation = 1
     rgb = _to_rgb(image)
     return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb

@@ -25,7 +25,7 @@ def class_changes(before: tuple[str, ...], now: tuple[str, ...]) -> list[str]:
         return []
     gone, new = [name for name in before if name not in now], [name for name in now if name not in before]
     if not gone and not new:
-        return ["the classes come in another order"]
+        return ["the classes are in another order"]
     parts = [f"{_some(gone)} gone" if gone else "", f"{_some(new)} new" if new else ""]
     return [f"classes: {', '.join(filter(None, parts))}"]
 
@@ -40,9 +40,9 @@ def image_changes(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Map
         if was["n"] != current["n"]:
             changes.append(f"{split} has {current['n']:,} images, {was['n']:,} then")
         elif was["names"] != current["names"]:
-            changes.append(f"{split} has other images or labels, {current['n']:,} as then")
+            changes.append(f"{split} has other images or labels, though still {current['n']:,}")
         elif was["content"] and current["content"]:
-            changes.append(f"{split} has images whose content is another under the same name")
+            changes.append(f"{split} has images with the same names but other content")
     return changes
 
 

@@ -12,11 +12,11 @@ import torch
 from schane_cli.images.decode import decode, printable, read_image
 
 SAMPLE_BYTES = 2048
-_STRIP = 64  # of an image that is longer than so many times its width the middle is kept
+_STRIP = 64  # of an image that is longer than this many times its width only the middle is kept
 
 
 class Names(Sequence[str]):
-    """n strings in one array of bytes: a million of them cost what they weigh, and worker processes share them."""
+    """n strings in one array of bytes: a million of them take only their bytes, and worker processes share them."""
 
     def __init__(self, names: "Iterable[str] | np.ndarray") -> None:
         if not isinstance(names, np.ndarray):
@@ -139,7 +139,7 @@ class ImageSet:
     `images[i]` is either a uint8 array (H, W, 3) or the path of an image file (`images` is one array (n, H, W, 3)
     where all are of one size); `labels` is int64 (n,) into `class_names`; `ids[i]` names the image for reports, by
     its path below the dataset's folder or as `digits/0012`. `content` is uint64 (n,), a hash of each image's content
-    (see `content.with_content`), or None where it has not been asked for.
+    (see `content.with_content`), or None where it has not been computed.
     """
 
     dataset: str

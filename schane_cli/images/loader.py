@@ -64,7 +64,7 @@ def _views_of(decoded: list[torch.Tensor], keys: np.ndarray, transform: RandomVi
 
 
 class _SingleView(TrainViews):
-    """The first view alone: batches (uint8 (B, 3, S, S), labels (B,), indices (B,))."""
+    """Only the first view: batches (uint8 (B, 3, S, S), labels (B,), indices (B,))."""
 
     def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
         views, labels, indices = super().__getitems__(items)
@@ -195,7 +195,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 def _draw(members: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """`count` of `members`, each as often as any other: a class smaller than its share is gone through again."""
+    """`count` of `members`, each as often as any other: a class smaller than its share is repeated."""
     rounds = [generator.permutation(members) for _ in range(-(-count // len(members)))]
     return np.concatenate(rounds)[:count]
 
@@ -264,7 +264,7 @@ def _ordered(dataset: Dataset, order: Sequence[Any] | np.ndarray, batch_size: in
 
 
 class _Loader(DataLoader):
-    """A DataLoader whose worker processes fail with one sentence of ours, not with their traceback as its text."""
+    """A DataLoader whose worker processes fail with one sentence of ours instead of their traceback."""
 
     def __iter__(self) -> Any:
         try:
@@ -282,8 +282,8 @@ class _Loader(DataLoader):
 def _as_it_is(batch: Any) -> Any:
     """The data sets above make whole batches; a loader process puts them into shared memory here.
 
-    Left to itself, multiprocessing does so in a thread of the process, where an error (no space, no more open files)
-    drops the batch without a word, and the run waits for it for ever.
+    By default multiprocessing does so in a thread of the process, where an error (no space, no more open files)
+    silently drops the batch, and the run waits for it for ever.
     """
     if get_worker_info() is not None:
         for part in batch.pixels if isinstance(batch, ReadableBatch) else batch:
@@ -292,7 +292,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _own_generator() -> torch.Generator:
-    """A loader draws a seed when it starts; from the global stream that draw would set a resumed run apart."""
+    """A loader draws a seed when it starts; taken from the global stream, that draw would make a resumed run differ."""
     return torch.Generator().manual_seed(0)
 
 

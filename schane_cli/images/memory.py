@@ -1,4 +1,4 @@
-"""Image sets brought into memory where they are small, and rid of the images that cannot be read."""
+"""Loading small image sets into memory, and leaving out images that cannot be read."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ _PEEK = 256  # image headers read to estimate what a set takes decoded
 _DECODE_THREADS = 4
 _CHUNK = 1024
 _SHOWN = 3
-Advance = Callable[[int], None]  # told how many more images are done
+Advance = Callable[[int], None]  # called with how many more images are done
 
 
 def in_memory_if_small(
@@ -85,6 +85,6 @@ def fits_in_memory(files: Files) -> bool:
         try:
             width, height = image_size(read_file(path), str(path))
         except BadRequest:
-            continue  # decoding says what is wrong with it
+            continue  # decoding will say what is wrong with it
         sizes.append(width * height * 3)
     return bool(np.mean(sizes or [0]) * len(files) <= IN_MEMORY_BYTES)

@@ -32,8 +32,8 @@ class FewshotSplits:
     """Base classes to train on and classes that training never sees.
 
     `base` and `base_val` are images of the base classes (base_val is held out, for choosing the epoch); `novel` are
-    the test classes, whole; `novel_val` are the val classes, whole, where the dataset has them: selection by episodes
-    draws on these and never on `novel`.
+    all images of the test classes; `novel_val` those of the val classes, where the dataset has them: selection by
+    episodes uses these and never `novel`.
     """
 
     base: ImageSet
@@ -63,7 +63,7 @@ def carve(whole: ImageSet, fraction: float, seed: int, name: str) -> tuple[Image
     """(what stays in train, the part called `name`, a sentence).
 
     Of each class the given share of images goes, at least one, those whose sha256 of "seed/name/id" is lowest: a rule
-    that depends on no library and on no order of files. Equal images stay together.
+    that does not depend on a library or on the order of files. Equal images stay together.
 
     Raises:
         BadRequest: a class of fewer than two images, or of fewer than two different ones.
@@ -86,7 +86,7 @@ def carve(whole: ImageSet, fraction: float, seed: int, name: str) -> tuple[Image
 
 
 def _lowest_of_each_class(images: ImageSet, quota: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Boolean (n,): in each class the `quota[class]` images of lowest key; those that tie at the edge are left out."""
+    """Boolean (n,): in each class the `quota[class]` images of lowest key; ties at the edge are left out."""
     order = np.lexsort((keys, images.labels))
     labels = images.labels[order]
     first = np.searchsorted(labels, np.arange(len(quota)))
@@ -109,7 +109,7 @@ def _one_group(images: ImageSet, label: int, quota: int, keys: np.ndarray, name:
     free = (groups != _HIGHEST) & (sizes < len(members))
     if not free.any():
         raise BadRequest(
-            f"class {images.class_names[label]!r} of {images.dataset} has no two different images of its own: its "
+            f"class {images.class_names[label]!r} of {images.dataset} has not even two different images of its own: its "
             f"{len(members)} are equal to each other or to images of other classes; a {name} split needs two"
         )
     groups, sizes = groups[free], sizes[free]
@@ -118,7 +118,7 @@ def _one_group(images: ImageSet, label: int, quota: int, keys: np.ndarray, name:
 
 
 def _keys(images: ImageSet, salt: str) -> np.ndarray:
-    """uint64 (n,): sha256 of salt and id. Equal images share the lowest key of theirs, so that no split parts them;
+    """uint64 (n,): sha256 of salt and id. Equal images share the lowest key of theirs, so that no split separates them;
     those that several classes hold (CIFAR-100 has some) get the highest, and stay in train."""
     digests = [sha256(f"{salt}/{name}".encode()).digest()[:8] for name in images.ids]
     keys = np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
@@ -168,7 +168,7 @@ def fewshot_splits(
 
 
 def describe(name: str, part: ImageSet, expected: int | None) -> str:
-    """`test: 20 classes, 12000 images: baby, bed, ...` and a warning where the count a class is not as published."""
+    """`test: 20 classes, 12000 images: baby, bed, ...` and a warning where counts are not as published."""
     counts = np.bincount(part.labels, minlength=len(part.class_names))
     first = ", ".join(part.class_names[:4])
     text = f"{name}: {len(part.class_names)} classes, {len(part)} images ({first}, ...)"

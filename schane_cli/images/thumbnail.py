@@ -16,7 +16,7 @@ def thumbnail_webp(images: ImageSet, index: int, side: int = 112) -> bytes:
     Of a JPEG file the decoder makes a reduced image, which takes a tenth of the time on a photograph.
 
     Raises:
-        OSError, BadRequest: it cannot be read any more.
+        OSError, BadRequest: it can no longer be read.
     """
     source = images.images[index]
     if isinstance(source, Path) and source.suffix.lower() in {".jpg", ".jpeg"}:

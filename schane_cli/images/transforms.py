@@ -151,7 +151,7 @@ def recolor(
     """Colour jitter and greyscale in place on uint8 images (n, 3, H, W).
 
     `factors` (n, 4) are brightness, contrast, saturation (1: unchanged) and hue (0: unchanged, in turns); `order`
-    (n, 4) says which of the four comes when; `jittered` and `grey` (n,) say which images are touched at all.
+    (n, 4) is their order; `jittered` and `grey` (n,) say which images are changed at all.
     """
     rows = max(1, _PIXELS_AT_ONCE // (images.shape[-1] * images.shape[-2]))
     touched = np.flatnonzero(jittered | grey)
@@ -201,7 +201,9 @@ def adjust_brightness(pixels: torch.Tensor, factor: torch.Tensor) -> None:
 def adjust_contrast(pixels: torch.Tensor, factor: torch.Tensor) -> None:
     """Blend with the image's mean grey, in place; factor 0 is all grey, 1 the image itself."""
     grey = luma(pixels)
-    total = grey.sum((1, 2), dtype=torch.float64)  # in double, so that it does not depend on who shares the call
+    total = grey.sum(
+        (1, 2), dtype=torch.float64
+    )  # in double, so that it does not depend on the other images of the call
     mean = (total / grey[0].numel()).float().view(-1, 1, 1, 1)
     factor = factor.unsqueeze(1)
     pixels.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)

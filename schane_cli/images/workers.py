@@ -19,7 +19,7 @@ _BATCHES_IN_USE = 2  # one being trained on, one on its way
 def workers_that_fit(dataset: Any, item: Any, batch_size: int, workers: int) -> int:
     """`workers`, or fewer where the batches they prepare would not fit in shared memory; a line on stderr says so.
 
-    `item` is one index of the dataset, whose size stands for all.
+    `item` is one index of the dataset, whose size is taken for all.
     """
     if workers == 0 or not _SHARED_MEMORY.is_dir():
         return workers
@@ -60,7 +60,7 @@ def explain_worker_failure(error: RuntimeError | OSError) -> str | None:
     if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
         name = f" ({match[1]})" if (match := re.search(r"killed by signal: (\w+)", text)) else ""
         return (
-            f"a loader process was lost{name}, most often since the machine ran out of memory; use fewer (--set "
+            f"a loader process died{name}, most likely because the machine ran out of memory; use fewer (--set "
             "data.workers=2) or a smaller batch"
         )
     return None

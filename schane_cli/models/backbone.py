@@ -20,8 +20,8 @@ SHORT_NAMES = {
     "mobilenet": "mobilenetv2_035",
 }
 PREPROCESSING_KEYS = ("mean", "std", "crop_pct", "crop_mode", "interpolation")  # of timm's pretrained_cfg
-# Arguments of timm.create_model that are not the user's to set, and what to do instead. Those of the first table say
-# only where weights come from: the recipe of an old checkpoint may hold them, and loading it ignores them.
+# Arguments of timm.create_model that users cannot set, and what to do instead. Those of the first table only say
+# where weights come from: the recipe of an old checkpoint may hold them, and loading it ignores them.
 _SOURCE_ARGUMENTS = {
     "pretrained": "model.weights says which weights a run starts from",
     "checkpoint_path": "pass the file by --init",
@@ -44,10 +44,10 @@ _OWNED_ARGUMENTS = {
 
 
 class Heads(NamedTuple):
-    """How the outputs of a backbone are to be had, as `find_heads` saw them."""
+    """How to get the outputs of a backbone, as `find_heads` determined it."""
 
     embedding_dim: int  # width of the pooled feature
-    direct: bool  # the logits are get_classifier()(embedding), and nothing else
+    direct: bool  # the logits are exactly get_classifier()(embedding)
 
 
 def backbone_name(name: str) -> str:
@@ -93,10 +93,10 @@ def create_backbone(
 
 
 def architecture_arguments(recipe: ModelRecipe, image_size: int, *, stored: bool = False) -> dict[str, Any]:
-    """The arguments of timm.create_model that make the backbone another one than its name alone would.
+    """The arguments of timm.create_model that make the backbone differ from the one of its name.
 
     Raises:
-        BadRequest: an argument that is not the user's to set, unless it is merely old (`stored`, see create_backbone).
+        BadRequest: an argument that users cannot set, unless it comes from an old checkpoint (`stored`).
     """
     arguments = {key: value for key, value in recipe.args.items() if not (stored and key in _SOURCE_ARGUMENTS)}
     for key in arguments:
@@ -113,7 +113,7 @@ def architecture_arguments(recipe: ModelRecipe, image_size: int, *, stored: bool
 
 
 def _overlay(arguments: Mapping[str, Any], stored: bool) -> dict[str, Any]:
-    """The preprocessing that `model.args` sets; BadRequest for anything else there, unless it is merely old."""
+    """The preprocessing that `model.args` sets; BadRequest for anything else there, unless the checkpoint is old."""
     overlay = arguments.get("pretrained_cfg_overlay") or {}
     unknown = sorted(set(overlay) - set(PREPROCESSING_KEYS)) if isinstance(overlay, Mapping) else [str(overlay)]
     if unknown and not stored:
@@ -125,7 +125,7 @@ def _overlay(arguments: Mapping[str, Any], stored: bool) -> dict[str, Any]:
 
 
 def _check_hub(name: str) -> None:
-    """Find out in seconds that the weights cannot be had: the hub's own client retries for over a minute first."""
+    """Find out within seconds that weights cannot be downloaded: the hub's own client retries for over a minute."""
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise BadRequest(
@@ -143,7 +143,7 @@ def _check_hub(name: str) -> None:
 
 
 def reach_hub() -> None:
-    """Ask the hub for a sign of life, within HUB_TIMEOUT_SECONDS; raises what its HTTP library raises."""
+    """Ask the hub whether it answers, within HUB_TIMEOUT_SECONDS; raises what its HTTP library raises."""
     get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
 
 
@@ -181,13 +181,13 @@ def _cannot_be_used(name: str, image_size: int, error: Exception) -> str:
 
 @torch.no_grad()
 def find_heads(backbone: Any, name: str, image_size: int) -> Heads:
-    """Run two random images through a backbone, and see that its embedding and its logits can be had.
+    """Run two random images through a backbone, and check that its embedding and its logits can be got.
 
     The logits must be those of the backbone called as a whole, and the embedding one vector per image. To be called
     before the classifier is set to zero, when all logits are alike.
 
     Raises:
-        BadRequest: the backbone cannot take images of this size, has no classifier, or computes its logits otherwise.
+        BadRequest: the backbone cannot take images of this size, has no classifier, or computes its logits differently.
     """
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     training = backbone.training
@@ -213,10 +213,10 @@ def find_heads(backbone: Any, name: str, image_size: int) -> Heads:
 
 
 def _logits(backbone: Any, features: Any, embedding: Any) -> tuple[torch.Tensor, bool]:
-    """The logits by forward_head, and whether they are one linear layer's output on the very embedding.
+    """The logits by forward_head, and whether they are one linear layer's output on that same embedding.
 
-    What the classifier was given and what it returned is looked at, not its numbers: a norm before it, or a second
-    head beside it, can leave the numbers alike while weights are fresh.
+    The classifier's input and output tensors are compared by identity, not by value: a norm before it, or a second
+    head beside it, can leave the values equal while weights are fresh.
     """
     calls: list[tuple[torch.Tensor, torch.Tensor]] = []
     classifier = backbone.get_classifier()
@@ -230,13 +230,13 @@ def _logits(backbone: Any, features: Any, embedding: Any) -> tuple[torch.Tensor,
     if len(calls) != 1:
         return logits, False
     given, returned = calls[0]
-    if logits.is_meta:  # a model without numbers, built to look at its shapes
+    if logits.is_meta:  # a model without values, built to look at its shapes
         return logits, given.shape == embedding.shape and returned.shape == logits.shape
     return logits, torch.equal(given, embedding) and returned.data_ptr() == logits.data_ptr()
 
 
 def classifier_modules(backbone: Any) -> list[nn.Module]:
-    """All that stands between embedding and logits, as far as timm names it: one layer, or the several of a distilled
+    """Everything between embedding and logits, as far as timm names it: one layer, or the several of a distilled
     or token-labelled head."""
     classifier = backbone.get_classifier()
     modules = list(classifier) if isinstance(classifier, tuple | list) else [classifier]

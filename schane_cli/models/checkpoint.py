@@ -19,7 +19,7 @@ from schane_cli.recipe import Recipe, saved_recipe
 
 @dataclass
 class Loaded:
-    """A checkpoint brought back to life."""
+    """A checkpoint that has been loaded."""
 
     path: Path
     model: SchaneModel
@@ -40,7 +40,7 @@ def pack(
 ) -> dict[str, Any]:
     """The content of a checkpoint of `model`; called by every process where the model is split over them.
 
-    `images` says which images the run is made of, as `images.identity.record` puts it.
+    `images` says which images the run was trained on, as `images.identity.record` puts it.
     """
     state, kind = _whole_copy(model.backbone), {"format": FORMAT}
     if has_lora(model.backbone):
@@ -69,7 +69,7 @@ def load_checkpoint(path: Path) -> Loaded:
     Adapters (LoRA) are merged into the weights that the run started from, which are taken from the same place.
 
     Raises:
-        BadRequest: missing, unreadable, of another kind, or of a backbone this timm does not know.
+        BadRequest: missing, unreadable, of another kind, or of a backbone that this timm does not know.
     """
     file = find_checkpoint(path)
     content = read_checkpoint(file)
@@ -87,7 +87,7 @@ def load_checkpoint(path: Path) -> Loaded:
 
 
 def stored_recipe(content: dict[str, Any], path: Path) -> Recipe:
-    """The recipe in the checkpoint `content` of `path`; BadRequest that names the file where it does not hold."""
+    """The recipe in the checkpoint `content` of `path`; BadRequest that names the file where it is not valid."""
     try:
         return saved_recipe(content["recipe"])
     except BadRequest as error:

@@ -3,7 +3,7 @@
 Keys of a checkpoint: `format`, `state_dict` (the backbone with its classifier, in timm's own names, so that
 `timm.create_model(..., checkpoint_path=...)` reads it), `projection`, `architecture` (timm name), `recipe` (plain
 values), `class_names`, `input` (what InputSpec holds), `progress` (epoch, step, accuracies) and, in last.pt,
-`training` (all that an exact resume needs). Of a LoRA run `state_dict` holds adapters and classifier alone, and
+`training` (everything that an exact resume needs). Of a LoRA run `state_dict` holds adapters and classifier alone, and
 `lora_base_sha256` says which weights they belong to.
 
 A checkpoint of format version n is read by every release whose own version is n or higher; a newer one is refused. The
@@ -77,7 +77,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def save_whole(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that `path` is always either the old file or the new one, whole.
+    """Write a checkpoint so that `path` is always either the old file or the complete new one.
 
     Raises:
         SchaneError: no space or no permission; the old file is untouched.
@@ -97,12 +97,12 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
             os.close(directory)
     except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
         _remove(unfinished)
-        kept = "the one before it is whole" if path.exists() else "none was there before"
+        kept = "the one before it is intact" if path.exists() else "none was there before"
         raise SchaneError(f"checkpoint {path} could not be written ({error}); {kept}") from None
 
 
 def _remove(path: Path) -> None:
-    """Remove a file if that can be done; a file system that failed once may fail again."""
+    """Remove a file if that can be done; a file system that has failed may fail again."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
 

@@ -65,7 +65,7 @@ def chosen_layers(names: Iterable[str], patterns: Iterable[str], architecture: s
     """The layers that the patterns of `model.lora_targets` name: `*` all, `qkv` or `blocks.*.fc1` the ends of names.
 
     Raises:
-        BadRequest: a pattern that names none (the nearest names are said), or a backbone without such layers.
+        BadRequest: a pattern that names none (the nearest names are given), or a backbone without such layers.
     """
     known = list(names)
     if not known:
@@ -85,7 +85,7 @@ def chosen_layers(names: Iterable[str], patterns: Iterable[str], architecture: s
 
 
 def add_lora(backbone: Any, rank: int, patterns: Iterable[str], image_size: int) -> str:
-    """Put adapters on the backbone, in place, and fix all weights but theirs and the classifier's; returns a sentence.
+    """Add adapters to the backbone, in place, and freeze all other weights but the classifier's; returns a sentence.
 
     Raises:
         BadRequest: peft is not installed, or the patterns name no layer.

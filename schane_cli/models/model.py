@@ -38,7 +38,7 @@ class SchaneModel(nn.Module):
     The projection head is Linear(d, d)-ReLU-Linear(d, p); with `projection_dim` 0 the contrastive term sees h.
 
     With `batchnorm_frozen` BatchNorm normalises by its running statistics in training too, and does not update them;
-    its scale and shift are trained all the same.
+    its scale and shift are still trained.
     """
 
     backbone: Any  # a timm model; timm's own interface has no static type
@@ -48,7 +48,7 @@ class SchaneModel(nn.Module):
         super().__init__()
         self.backbone, self.heads = backbone, heads
         width = self.embedding_dim = heads.embedding_dim
-        self.notes: list[str] = []  # what the user should know of how it came about, a sentence each
+        self.notes: list[str] = []  # how it was made, where the user should know: one sentence each
         self.projection: nn.Module = nn.Identity()
         if projection_dim:
             self.projection = projection_head(width, projection_dim)
@@ -96,7 +96,7 @@ def projection_head(width: int, projection_dim: int) -> nn.Sequential:
 def build_model(recipe: ModelRecipe, n_classes: int, image_size: int, *, load_weights: bool = True) -> SchaneModel:
     """The model of a recipe for `n_classes`, with its weights (pretrained, random or a file's) unless told not to.
 
-    It has run two random images: a backbone that cannot take them, or whose outputs cannot be had, is refused here.
+    It has run two random images: a backbone that cannot take them, or whose outputs cannot be got, is refused here.
 
     Raises:
         BadRequest: unknown backbone, an argument it does not take, a size it cannot take, weights that do not fit.
@@ -146,7 +146,7 @@ def architecture(model: SchaneModel) -> str:
 
 
 def freeze(model: SchaneModel, prefixes: tuple[str, ...]) -> None:
-    """Fix the backbone's parameters whose name starts with one of `prefixes`; `backbone`: all but the classifier."""
+    """Freeze the backbone's parameters whose name starts with one of `prefixes`; `backbone`: all but the classifier."""
     classifier = {id(parameter) for part in classifier_modules(model.backbone) for parameter in part.parameters()}
     named = dict(model.backbone.named_parameters())
     for prefix in prefixes:
@@ -164,7 +164,7 @@ def freeze(model: SchaneModel, prefixes: tuple[str, ...]) -> None:
 
 
 def checkpoint_activations(model: SchaneModel) -> None:
-    """Have the backbone keep only what stands between its blocks, and compute the rest again in the backward pass.
+    """Have the backbone keep only the activations between its blocks, and recompute the rest in the backward pass.
 
     Raises:
         BadRequest: timm has no such switch for this backbone.
@@ -174,7 +174,7 @@ def checkpoint_activations(model: SchaneModel) -> None:
     except (AssertionError, AttributeError, NotImplementedError):
         raise BadRequest(
             f"train.checkpoint_activations: timm cannot checkpoint the activations of {architecture(model)}; leave it "
-            "out and take --chunk-size, which bounds the memory of every backbone"
+            "out and use --chunk-size, which bounds the memory of every backbone"
         ) from None
 
 
@@ -205,7 +205,7 @@ def _crashes_channels_last(model: SchaneModel) -> bool:
 
 @contextmanager
 def leaving_no_trace(model: SchaneModel, device: torch.device) -> Iterator[None]:
-    """The model in training mode; mode, running statistics and random numbers are afterwards as they were before."""
+    """The model in training mode; mode, running statistics and random state are restored afterwards."""
     buffers = [buffer.clone() for buffer in model.buffers()]
     training, devices = model.training, [device] if device.type == "cuda" else []
     try:
@@ -220,7 +220,7 @@ def leaving_no_trace(model: SchaneModel, device: torch.device) -> Iterator[None]
 
 @torch.no_grad()
 def dry_pass(model: SchaneModel, rows: int, image_size: int, device: torch.device) -> None:
-    """Run `rows` random images as in training, leaving no trace; BadRequest where that cannot be done.
+    """Run `rows` random images as in training, without side effects; BadRequest where that cannot be done.
 
     It reveals what fails in training only: BatchNorm that is given one value per channel.
     """

@@ -50,7 +50,7 @@ class ResNet12(nn.Module):
     `drop_rate`: dropout before the classifier. `drop_path_rate`: stochastic depth, growing linearly from block 1 to 4.
     `drop_block_rate`: RFS's regularisation (0.1 there): dropout after blocks 1 and 2, DropBlock (Ghiasi et al., arXiv
     1810.12890) of `drop_block_size` (5 for 84 px, 2 for 32 px) after blocks 3 and 4; at full rate from the first step,
-    where RFS ramps DropBlock up over 40,000 steps. `channels`: width of each block; other than the field's only for
+    where RFS ramps DropBlock up over 40,000 steps. `channels`: width of each block; differs from the usual one only in
     runs that are labelled reduced.
     """
 

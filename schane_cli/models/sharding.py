@@ -1,6 +1,6 @@
 """FSDP2: a backbone that does not fit on one device, its tensors split over all processes.
 
-Checkpoints hold whole tensors all the same, so that they are read by one process, by timm and by `schane export`.
+Checkpoints still hold whole tensors, so that they can be read by one process, by timm and by `schane export`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from schane_cli.distributed import world_size
 
 
 def shard(model: nn.Module, backbone: nn.Module, device: torch.device) -> None:
-    """Split the parameters of `model`, in place: each block of the backbone is a unit, and all that is left is one.
+    """Split the parameters of `model`, in place: each block of the backbone is a unit, and everything else is one.
 
     A unit's parameters are whole only while it computes. Blocks are the members of the backbone's own lists.
     """

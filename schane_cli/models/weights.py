@@ -1,6 +1,6 @@
-"""Weights that people have, from wherever they lie, into a model: found, matched, and described.
+"""Loading weights from wherever people keep them into a model: finding, matching and describing them.
 
-Taken are run folders and checkpoints of ours, folders and hub repositories as timm writes them, and state dicts of
+Accepted are run folders and checkpoints of ours, folders and hub repositories as timm writes them, and state dicts of
 other training codes, which wrap the backbone's tensors under names of their own. No code of a file is ever run.
 """
 
@@ -48,7 +48,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Source:
-    """Weights as they were read: `content` of the file, and what was said beside it."""
+    """Weights as they were read: `content` of the file, and what came with it."""
 
     name: str
     content: Mapping[str, Any]
@@ -115,7 +115,7 @@ def _from_hub(repository: str) -> Source:
         return Source(f"hf-hub:{repository}", load_state_dict_from_hf(repository), architecture, config)
     except Exception as error:  # the HTTP library's, the hub's and the file's own
         wrong = BadRequest if isinstance(error, HfHubHTTPError) else SchaneError
-        raise wrong(f"no weights could be had from hf-hub:{repository} ({one_line(error)})") from None
+        raise wrong(f"no weights could be got from hf-hub:{repository} ({one_line(error)})") from None
 
 
 def lite0_source(backbone: Any) -> Source:
@@ -171,7 +171,7 @@ def projection_tensors(source: Source) -> Tensors:
 
 
 def _candidates(content: Mapping[str, Any]) -> Iterator[Candidate]:
-    """The state dicts of a file, the preferred ones first, each as it is and without what stands before its names."""
+    """The state dicts of a file, the preferred ones first, each as it is and without the prefixes of its names."""
     for part in PARTS:
         inside: Any = content
         for key in part.split(".") if part else ():

@@ -51,7 +51,7 @@ def stopped(tmp_path: Path) -> tuple[Path, Path]:
         ("rename", "classes: 'cat' is gone, 'zebra' is new"),
         ("add", "train has 29 images, 28 then"),
         ("remove", "images"),
-        ("overwrite", "content is another under the same name"),
+        ("overwrite", "the same names but other content"),
         ("none", ""),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_killed_worker_ends_the_run_with_one_sentence() -> None:
     sampler = loader.StepSampler(images.labels, batch_size=4, epochs=1, seed=0)
     transform = loader.train_transform(AugmentRecipe(), 8)
     batches = loader.train_loader(images, sampler, transform, views=1, workers=1, pin_memory=False)
-    with pytest.raises(SchaneError, match="a loader process was lost"):
+    with pytest.raises(SchaneError, match="a loader process died"):
         next(iter(batches))
 
 

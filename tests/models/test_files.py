@@ -73,7 +73,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole_and_says_so(tmp_path: Path,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(SchaneError, match="No space left on device.*the one before it is whole"):
+    with pytest.raises(SchaneError, match="No space left on device.*the one before it is intact"):
         save_whole({"step": 2}, path)
     monkeypatch.setattr(torch, "save", save)
     assert read_tensors(path) == {"step": 1}
