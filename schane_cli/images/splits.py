@@ -109,7 +109,7 @@ def _one_group(images: ImageSet, label: int, quota: int, keys: np.ndarray, name:
     free = (groups != _HIGHEST) & (sizes < len(members))
     if not free.any():
         raise BadRequest(
-            f"class {images.class_names[label]!r} of {images.dataset} has not even two different images of its own: its "
+            f"class {images.class_names[label]!r} of {images.dataset} has no two different images of its own: its "
             f"{len(members)} are equal to each other or to images of other classes; a {name} split needs two"
         )
     groups, sizes = groups[free], sizes[free]
