@@ -1,28 +1,28 @@
 """What works: one backbone of every timm module through a run, an evaluation and both exports, as users do it.
 
-    python benchmarks/backbones.py RUNS.jsonl [--onnx] [--only NAME ...] [--seconds 120]
-    python benchmarks/backbones.py RUNS.jsonl --markdown results/benchmarks/backbones.md
+    python benchmarks/backbones.py [--onnx] [--only NAME ...] [--seconds 120]
+    python benchmarks/backbones.py --markdown
 
 Random weights, the smallest image of SIZES that the backbone takes, twelve cuts of scikit-learn's two photographs in
-three classes. `schane finetune` makes one training step, scores val and test; the checkpoint is read back; `schane
+three classes. `schane finetune` makes one training step and scores val and test; the checkpoint is read back; `schane
 export` compares photographs with what eval scores. Each backbone has a process of its own with a limit of processor
-seconds, and its line in RUNS.jsonl: a second call goes on where the first was stopped. --onnx adds the slower ONNX
-export.
+seconds, and a line for each half (timm, ONNX) in results/benchmarks/backbones.jsonl: a second call runs what is missing
+there, small backbones first. --onnx adds the slower ONNX export. --markdown writes the table of these lines.
 """
 
 import argparse
 import json
 import os
 import resource
-import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.models import list_models, list_modules
 
-from schane_cli.commands.export import export
+from schane_cli.commands.export import TOLERANCE, export
 from schane_cli.commands.finetune import finetune
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.models.checkpoint import load_checkpoint
@@ -145,87 +145,95 @@ NAMES = (
     "gemma4_vit_167m",
     "deepseek_vit_412m",
 )
+RUNS = Path("results/benchmarks/backbones.jsonl")
+HALVES = ("timm", "onnx")
 SIZES = (64, 96, 128, 192, 224, 240, 256, 299, 320, 384, 512, 768, 1024)
 QUIET = Terminal(quiet=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("--onnx", action="store_true", help="export to ONNX, of backbones that passed the rest")
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--onnx", action="store_true", help="export to ONNX as well")
     parser.add_argument("--only", nargs="*", default=NAMES)
     parser.add_argument("--seconds", type=int, default=120, help="processor seconds a backbone may take")
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--markdown", action="store_true", help="write the table beside the lines, and run nothing")
     asked = parser.parse_args()
     if asked.markdown:
-        asked.markdown.write_text(report(read(asked.runs)))
+        asked.runs.with_suffix(".md").write_text(report(read(asked.runs)))
         return
-    stage = "onnx" if asked.onnx else "timm"
-    done = {line["backbone"] for line in read(asked.runs) if line["stage"] == stage}
-    passed = {line["backbone"] for line in read(asked.runs) if line["stage"] == "timm" and "error" not in line}
-    for name in asked.only:
-        if name in done or (asked.onnx and name not in passed):
-            continue
-        line = in_a_process(name, stage, asked.seconds)
-        with asked.runs.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
+    halves = HALVES if asked.onnx else HALVES[:1]
+    done = {(line["backbone"], line["half"]) for line in read(asked.runs) if "restored" not in line}
+    parameters = {line["backbone"]: line["parameters"] for line in read(asked.runs) if "parameters" in line}
+    for name in sorted(asked.only, key=lambda name: parameters.get(name, float("inf"))):
+        missing = [half for half in halves if (name, half) not in done]
+        for line in in_a_process(name, missing, asked.seconds) if missing else []:
+            with asked.runs.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
+    """The lines made so far; `restored` ones were read back from a table whose lines are lost, and are made again."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def in_a_process(name: str, stage: str, seconds: int) -> dict[str, Any]:
-    """The line of one backbone, made by a copy of this process that may take so many processor seconds."""
+def in_a_process(name: str, halves: Sequence[str], seconds: int) -> list[dict[str, Any]]:
+    """A line for each half of one backbone, made by a copy of this process that may take so many processor seconds."""
     module = next((module for module in list_modules() if name in list_models(module=module)), "schane")
-    shown = {"backbone": name, "module": module, "stage": stage}
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        folder = Path(tempfile.mkdtemp())
-        try:
-            line = once(name, stage, folder)
-        except SchaneError as error:
-            line = {"error": str(error).replace(str(folder), "")}
-        except Exception as error:
-            traceback.print_exc(file=sys.stderr)
-            line = {"error": f"TRACEBACK {type(error).__name__}: {error}"}
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        os.write(writer, json.dumps(line).encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        text = pipe.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with tempfile.TemporaryDirectory() as folder:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+            with os.fdopen(writer, "w") as pipe:
+                for line in once(name, halves, Path(folder)):
+                    print(json.dumps(line), file=pipe, flush=True)
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            lines = [json.loads(line) for line in pipe]
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     slow = -code in {signal.SIGXCPU, signal.SIGKILL}
-    ended = f"took over {seconds} processor seconds" if slow else f"the process crashed ({code})"
-    return {**shown, **(json.loads(text) if text else {"error": ended})}
+    ended = {"error": f"took over {seconds} processor seconds" if slow else f"the process crashed ({code})"}
+    versions = {package: metadata.version(package) for package in ("timm", "torch", "onnx", "onnxscript")}
+    shown = {"backbone": name, "module": module, "date": str(date.today()), "versions": versions}
+    return [{**shown, "half": half, **(line or ended)} for half, line in zip_longest(halves, lines)]
 
 
-def once(name: str, stage: str, folder: Path) -> dict[str, Any]:
-    """Train, evaluate, reload and export one backbone; what was measured on the way."""
+def once(name: str, halves: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
+    """Train, evaluate and reload one backbone, export it by each half; what was measured on the way, or an error."""
     photographs(folder / "data")
     started = time.process_time()
+    trained: dict[str, Any] = {}
+    for half in halves:
+        try:
+            trained = trained or {**trained_once(name, folder), "train_cpu_seconds": process_seconds(started)}
+            started = time.process_time()
+            exported = export(folder / "run", format=half, out=folder / half, terminal=QUIET)
+            difference = {"largest_logit": exported["max_abs_logit"], "difference": exported["max_abs_difference"]}
+            yield {**trained, "export_cpu_seconds": process_seconds(started), **difference}
+        except SchaneError as error:
+            yield {"error": str(error).replace(str(folder), "")}
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            yield {"error": f"TRACEBACK {type(error).__name__}: {error}"}
+
+
+def trained_once(name: str, folder: Path) -> dict[str, Any]:
     summary, size = smallest(lambda size: train(name, size, folder))
-    trained = time.process_time() - started
-    loaded = load_checkpoint(folder / "run")
-    started = time.process_time()
-    exported = export(folder / "run", format=stage, out=folder / stage, terminal=QUIET)
-    largest = exported["max_abs_logit"]
+    model = load_checkpoint(folder / "run").model
     return {
         "size": size,
-        "parameters": sum(parameter.numel() for parameter in loaded.model.backbone.parameters()),
-        "embedding_dim": loaded.model.embedding_dim,
-        "direct": loaded.model.heads.direct,
+        "parameters": sum(parameter.numel() for parameter in model.backbone.parameters()),
+        "embedding_dim": model.embedding_dim,
+        "direct": model.heads.direct,
         "test_n": summary["test_n"],
-        "train_cpu_seconds": round(trained, 1),
-        "export_cpu_seconds": round(time.process_time() - started, 1),
-        "largest_logit": largest,
-        "difference": exported["max_abs_difference"],
     }
+
+
+def process_seconds(since: float) -> float:
+    return round(time.process_time() - since, 1)
 
 
 def smallest(run: Callable[[int], dict[str, Any]]) -> tuple[dict[str, Any], int]:
@@ -272,42 +280,80 @@ def photographs(folder: Path) -> None:
 
 
 def report(lines: list[dict[str, Any]]) -> str:
-    """The table of what works, and how it was made."""
-    rows = {line["backbone"]: line for line in lines if line["stage"] == "timm"}
-    onnx = {line["backbone"]: line for line in lines if line["stage"] == "onnx"}
-    works = [line for line in rows.values() if "error" not in line]
-    exported = [line for line in onnx.values() if "error" not in line]
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("timm", "torch", "onnx", "onnxscript"))
-    modules = {line["module"] for line in rows.values()}
+    """The table of what works, what does not, and what was not run."""
+    timm, onnx = ({line["backbone"]: line for line in lines if line["half"] == half} for half in HALVES)
+    header = ("module", "backbone", "parameters, M", "size", "embedding", "head", "timm: difference")
     text = [
         "# Which backbones work",
         "",
-        f"{len(works)} of {len(rows)} backbones of {len(modules)} timm modules, random weights, went through one "
-        "training step, an evaluation, a reload and an export to timm, whose logits for six photographs were compared "
-        f"with those that `schane eval` scores. {len(exported)} of the {len(onnx)} tried went to ONNX too and were "
-        f"compared likewise in onnxruntime. Made by `benchmarks/backbones.py` on a CPU, one thread; {packages}; "
-        f"{date.today()}.",
+        *introduction(timm, onnx),
         "",
         "Size: side of the images in pixels, the smallest tried that the backbone takes. Difference: the largest of "
         "any logit, as a share of the largest logit. Head: `linear` is one linear layer on the embedding; the logits "
         "of the others (two heads, a norm or a second layer in the head, a convolution) are asked of the backbone.",
         "",
-        "| module | backbone | parameters, M | size | embedding | head | timm: difference | ONNX: difference |",
+        f"| {' | '.join(header)} | ONNX: difference |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, line in sorted(rows.items(), key=lambda item: (item[1]["module"], item[0])):
-        if "error" in line:
-            text.append(f"| {line['module']} | {name} | | | | | {line['error']} | |")
-            continue
-        head = "linear" if line["direct"] else "own"
-        cells = [line["module"], name, f"{line['parameters'] / 1e6:.1f}", line["size"], line["embedding_dim"], head]
-        cells += [share(line), share(onnx[name]) if name in onnx else "not run"]
-        text.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(text) + "\n"
+    names = sorted({*timm, *onnx}, key=lambda name: ((timm.get(name) or onnx[name])["module"], name))
+    return "\n".join([*text, *(row(name, timm.get(name), onnx.get(name)) for name in names)]) + "\n"
 
 
-def share(line: dict[str, Any]) -> str:
-    return line["error"] if "error" in line else f"{line['difference'] / max(line['largest_logit'], 1e-30):.1g}"
+def introduction(timm: dict[str, dict[str, Any]], onnx: dict[str, dict[str, Any]]) -> list[str]:
+    """What was run, on what, and by name what was not."""
+    lines = [*timm.values(), *onnx.values()]
+    versions = {f"{package} {version}" for line in lines for package, version in line["versions"].items()}
+    first, *_, last = sorted(line["date"] for line in (*lines, *lines))
+    text = [
+        f"{len(working(timm))} of {len(timm)} backbones of {len({line['module'] for line in lines})} modules, random "
+        "weights, went through one training step, an evaluation, a reload and an export to timm, whose logits for six "
+        f"photographs were compared with those that `schane eval` scores. {exported(onnx, timm)} Made by "
+        f"`benchmarks/backbones.py` on a CPU, one thread; {', '.join(sorted(versions))}; "
+        f"{first if first == last else f'{first} to {last}'}.",
+    ]
+    untried = [name for name in NAMES if name not in timm]
+    if untried:
+        text += ["", f"Nothing was run for {len(untried)} of its names: {', '.join(untried)}."]
+    restored = sum("restored" in line for line in timm.values())
+    if restored:
+        text += ["", f"{restored} of the rows were read back from an earlier table, whose lines are lost."]
+    return text
+
+
+def exported(onnx: dict[str, dict[str, Any]], timm: dict[str, dict[str, Any]]) -> str:
+    """A sentence on the ONNX half."""
+    if not onnx:
+        return "None was exported to ONNX."
+    return (
+        f"{len(onnx)} of the {len(timm)} were exported to ONNX too: {len(working(onnx))} gave the same logits in "
+        "onnxruntime."
+    )
+
+
+def working(lines: dict[str, dict[str, Any]]) -> list[str]:
+    """The backbones without an error whose logits agree: to 1e-4 of the largest, which may be far below 1 here."""
+    return [name for name, line in lines.items() if "error" not in line and relative(line) <= TOLERANCE]
+
+
+def row(name: str, timm: dict[str, Any] | None, onnx: dict[str, Any] | None) -> str:
+    found = next((line for line in (timm, onnx) if line and "error" not in line), None)
+    described = ["", "", "", ""]
+    if found:
+        head = "linear" if found["direct"] else "own"
+        described = [f"{found['parameters'] / 1e6:.1f}", found["size"], found["embedding_dim"], head]
+    cells = [(timm or onnx or {})["module"], name, *described, share(timm), share(onnx)]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def share(line: dict[str, Any] | None) -> str:
+    if line is None:
+        return "not run"
+    return line["error"] if "error" in line else f"{relative(line):.1g}"
+
+
+def relative(line: dict[str, Any]) -> float:
+    difference: float = line["difference"] / max(line["largest_logit"], 1e-30)
+    return difference
 
 
 if __name__ == "__main__":
