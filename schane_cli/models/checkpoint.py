@@ -81,6 +81,7 @@ def load_checkpoint(path: Path) -> Loaded:
     restore(model, content, file)
     if adapters:
         merge_lora(model.backbone)
+    model.contiguous = recipe.train.sharding == "fsdp"
     return Loaded(
         file, model.eval(), recipe, tuple(content["class_names"]), spec, content["progress"], content.get("images", {})
     )

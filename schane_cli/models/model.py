@@ -43,6 +43,7 @@ class SchaneModel(nn.Module):
 
     backbone: Any  # a timm model; timm's own interface has no static type
     batchnorm_frozen = False
+    contiguous = False  # no channels_last: FSDP cannot split such weights, and what it trained is scored as it trained
 
     def __init__(self, backbone: Any, projection_dim: int, heads: Heads) -> None:
         super().__init__()
@@ -187,7 +188,7 @@ def is_convnet(model: SchaneModel) -> bool:
 def place(model: SchaneModel, device: torch.device) -> SchaneModel:
     """The model on the device; a convnet in channels_last, twice as fast there (but not on Apple's GPUs)."""
     model = model.to(device)
-    if device.type != "mps" and is_convnet(model) and not _crashes_channels_last(model):
+    if device.type != "mps" and not model.contiguous and is_convnet(model) and not _crashes_channels_last(model):
         for module in model.modules():
             if isinstance(module, nn.Conv2d):  # not the whole model: torch refuses weights of five dimensions
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -97,6 +97,7 @@ class Trainer:
         if contrastive_weight(self.recipe.loss) == 0:
             job.model.projection.requires_grad_(False)  # DDP would wait for a gradient that never arrives
         job.model.batchnorm_frozen = batchnorm.choice(self.recipe) == "frozen"
+        job.model.contiguous = settings.sharding == "fsdp"
         self.model = place(job.model, self.device)
         if settings.sharding == "fsdp":
             shard(self.model, self.model.backbone, self.device)

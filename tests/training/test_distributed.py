@@ -109,6 +109,7 @@ SCORED: dict[str, dict[str, object]] = {
     "running": {"train__batchnorm": "running", "train__ema_decay": None},
     "frozen": {"train__batchnorm": "frozen", "train__ema_decay": None},
     "ema": {"train__batchnorm": "running", "train__ema_decay": 0.9},
+    "split": {"train__batchnorm": "running", "train__ema_decay": None, "train__sharding": "fsdp"},
 }
 
 
@@ -131,7 +132,7 @@ def _train_each(process: int, world: int, folder: Path, kinds: tuple[str, ...]) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "kinds"), [(2, ("running", "frozen")), (3, ("ema",))], ids=["two", "three"])
+@pytest.mark.parametrize(("world", "kinds"), [(2, ("running", "frozen", "split")), (3, ("ema",))], ids=["two", "three"])
 def test_the_recorded_val_figures_are_those_of_eval_to_the_bit_in_a_whole_run_and_a_resumed_one(
     tmp_path: Path, world: int, kinds: tuple[str, ...], one_thread: None
 ) -> None:
