@@ -27,8 +27,9 @@ import torch
 from timm.data import create_dataset, create_loader
 
 from schane_cli.cli import keep_freed_memory
-from schane_cli.commands.predict import PredictOptions, images_to_name, load_predictor, predict, stream
+from schane_cli.commands.predict import images_to_name, load_predictor, predict, stream
 from schane_cli.models.checkpoint import load_checkpoint
+from schane_cli.preflight import PredictOptions
 from schane_cli.terminal import Terminal
 
 QUIET = Terminal(quiet=True)

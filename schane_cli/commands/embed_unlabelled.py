@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from schane_cli.commands.predict import images_to_name, load_predictor, path_of, stream
+from schane_cli.commands.predict import images_to_name, load_predictor, stream
+from schane_cli.commands.predict_tables import path_of
 from schane_cli.errors import BadRequest, require_package
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.thumbnail import thumbnail_webp

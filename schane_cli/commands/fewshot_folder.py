@@ -11,7 +11,7 @@ import torch
 
 from schane_cli.commands.calibration import Calibrated, calibrate
 from schane_cli.commands.evaluate import flat
-from schane_cli.commands.predict import PredictOptions, Predictor, images_to_name, name_images, stream
+from schane_cli.commands.predict import Predictor, images_to_name, name_images, stream
 from schane_cli.datasets.folders import class_folder_set
 from schane_cli.distributed import on_first, rank
 from schane_cli.errors import BadRequest
@@ -22,6 +22,7 @@ from schane_cli.metrics.intervals import Estimate, accuracy_interval
 from schane_cli.metrics.registry import METRICS
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.models.model import build_model, input_spec
+from schane_cli.preflight import PredictOptions
 from schane_cli.recipe import Recipe, build_recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, plain
 from schane_cli.terminal import Terminal
@@ -48,6 +49,8 @@ class OwnClasses(Predictor):
         """float64 (n, C), by the temperature that fits the photos of the support left out."""
         assert self.classifier is not None
         assert self.calibrated is not None
+        if not batch.indices:
+            return torch.empty(0, len(self.names), dtype=torch.float64)
         return (self.classifier(batch.outputs[0].embedding) / self.calibrated.temperature).softmax(1)
 
 

@@ -3,23 +3,32 @@
 import hashlib
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
 from schane_cli.commands.calibration import Calibrated, calibrated_probabilities, calibration_of_mean
 from schane_cli.commands.evaluate import flat
 from schane_cli.commands.predict_copies import copy_images, prepare_copies
+from schane_cli.commands.predict_tables import (
+    UNSURE,
+    Assembled,
+    Columns,
+    as_table,
+    assemble,
+    joined,
+    named,
+    part_path,
+    path_of,
+    with_pictures,
+    write_part,
+)
 from schane_cli.datasets.catalog import parse_source
 from schane_cli.datasets.load import source_parts
 from schane_cli.datasets.tables import read_csv
@@ -28,19 +37,16 @@ from schane_cli.distributed import on_first, rank, same_everywhere, world_size
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.features.extract import scoring_batch
 from schane_cli.features.stream import StreamedBatch, stream_outputs
-from schane_cli.images.imageset import Files, ImageSet
+from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import worker_count
-from schane_cli.images.thumbnail import thumbnail_webp
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.preflight import PredictOptions, require_request, split_arguments
 from schane_cli.recipe import Recipe, build_recipe
-from schane_cli.run import RunFolder, new_run_path, pick_device, plain, read_json, temporary, write_json
+from schane_cli.run import RunFolder, new_run_path, pick_device, plain, read_json, write_json
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted, StopSignal
 
 BLOCK = 4096  # images a part file: what a stopped run loses at most
-UNSURE = "unsure"
-SHOWN = 1500  # thumbnails on the page, over all classes
 
 
 @dataclass
@@ -65,6 +71,8 @@ class Predictor:
     def probabilities(self, batch: StreamedBatch) -> torch.Tensor:
         """float64 (n, C) of the readable images of a batch, calibrated."""
         assert self.calibrated is not None
+        if not batch.indices:
+            return torch.empty(0, len(self.class_names), dtype=torch.float64)
         orders = [[one.class_names.index(name) for name in self.class_names] for one in self.models]
         logits = [part.logits[:, order] for part, order in zip(batch.outputs, orders, strict=True)]
         return calibrated_probabilities(logits, self.temperatures, self.calibrated)
@@ -161,11 +169,6 @@ def predict_one(predictor: Predictor, images: ImageSet) -> dict[str, Any]:
         "calibrated": bool(calibrated and calibrated.n),
         "probabilities": {predictor.class_names[c]: float(probabilities[c]) for c in order},
     }
-
-
-def path_of(images: ImageSet, index: int) -> str:
-    """The image's file as the user can open it from here, or its id inside a larger file."""
-    return str(images.images[index]) if isinstance(images.images, Files) else images.ids[index]
 
 
 def name_one_file(
@@ -266,7 +269,7 @@ def name_images(
     _fill(run, predictor, images, options, terminal)
     if rank() != 0:
         return {}
-    shown = _assemble(run, options, predictor.class_names, len(images), terminal)
+    shown = assemble(run, options, predictor.class_names, len(images), terminal)
     if shown.readable == 0:
         raise SchaneError(f"none of the {len(images)} images can be read; {run.unreadable_table} says why")
     if copies is not None:
@@ -342,149 +345,24 @@ def read_request(folder: Path) -> dict[str, Any]:
 def _fill(run: RunFolder, predictor: Predictor, images: ImageSet, options: PredictOptions, terminal: Terminal) -> None:
     """Write the part files that are missing, each whole or not at all; every process makes its share."""
     starts = list(range(0, len(images), BLOCK))
-    missing = same_everywhere([start for start in starts if not _part(run, start).is_file()])
+    missing = same_everywhere([start for start in starts if not part_path(run, start).is_file()])
     own = missing[rank() :: world_size()]
     indices = np.concatenate([np.arange(s, min(s + BLOCK, len(images))) for s in own]) if own else np.empty(0, int)
     done = len(images) - sum(min(BLOCK, len(images) - start) for start in missing)
     stop = StopSignal(predictor.device)
-    rows: list[pd.DataFrame] = []
+    waiting: list[Columns] = []
     with stop.caught(), terminal.task("predicting", len(images), "img", done=done) as task, ExitStack() as stack:
         batches = stream(predictor, images, indices)
         stack.callback(batches.close)  # type: ignore[attr-defined]
         for batch in batches if len(indices) else ():
-            rows.append(_rows(batch, predictor, images, options))
-            task.advance(len(rows[-1]) * world_size())
-            start = own[0]
-            if sum(map(len, rows)) >= min(BLOCK, len(images) - start):
-                rows = _write_part(_part(run, start), rows, min(BLOCK, len(images) - start))
-                own.pop(0)
+            waiting.append(named(batch, predictor.probabilities(batch), options))
+            task.advance(len(waiting[-1]["index"]) * world_size())
+            while own and sum(len(rows["index"]) for rows in waiting) >= (size := min(BLOCK, len(images) - own[0])):
+                rows = joined(waiting)
+                block = {key: column[:size] for key, column in rows.items()}
+                write_part(part_path(run, own.pop(0)), as_table(block, images, predictor.class_names, options))
+                waiting = [{key: column[size:] for key, column in rows.items()}]
             if stop.number:
                 raise Interrupted(stop.number, f"predict --resume {run.path}")
     if world_size() > 1:
         dist.barrier()
-
-
-def _part(run: RunFolder, start: int) -> Path:
-    return run.parts / f"{start:09d}.parquet"
-
-
-def _write_part(path: Path, rows: list[pd.DataFrame], size: int) -> list[pd.DataFrame]:
-    """The first `size` rows into a part file; returns the rest, which a batch that crosses blocks leaves."""
-    table = pd.concat(rows, ignore_index=True)
-    unfinished = temporary(path)
-    try:
-        table[:size].to_parquet(unfinished, index=False)
-        unfinished.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise SchaneError(
-            f"{path} cannot be written: {error.strerror or error}; the parts before it are whole"
-        ) from None
-    return [table[size:]] if len(table) > size else []
-
-
-def _rows(batch: StreamedBatch, predictor: Predictor, images: ImageSet, options: PredictOptions) -> pd.DataFrame:
-    """A row for each image of a batch; the columns of an unreadable one are empty but for `error`."""
-    columns = ["index", "path", "error"]
-    broken = [(index, path_of(images, index), reason) for index, reason in batch.unreadable]
-    frames = [pd.DataFrame(broken, columns=columns)] if broken else []
-    if batch.indices:
-        named = pd.DataFrame(
-            {"index": batch.indices, "path": [path_of(images, i) for i in batch.indices], "error": None}
-        )
-        frames.append(pd.concat([named, _columns(batch, predictor, options)], axis=1))
-    frame = frames[0] if len(frames) == 1 else pd.concat([one.astype({"error": object}) for one in frames])
-    return frame.sort_values("index", kind="stable").reset_index(drop=True)
-
-
-def _columns(batch: StreamedBatch, predictor: Predictor, options: PredictOptions) -> pd.DataFrame:
-    """prediction, confidence and whatever else was asked for, one row an image."""
-    probabilities = predictor.probabilities(batch)
-    names = np.array(predictor.class_names, dtype=object)
-    k = max(options.top_k, 1)
-    highest = probabilities.topk(k, dim=1)
-    best = names[highest.indices[:, 0].numpy()]
-    confidence = highest.values[:, 0].numpy()
-    columns: dict[str, Any] = {"prediction": best, "confidence": confidence.astype(np.float32)}
-    if options.min_confidence is not None:
-        columns["most_likely"] = best
-        columns["prediction"] = np.where(confidence < options.min_confidence, UNSURE, best)
-    for place in range(1, k):
-        columns[f"prediction_{place + 1}"] = names[highest.indices[:, place].numpy()]
-        columns[f"confidence_{place + 1}"] = highest.values[:, place].numpy().astype(np.float32)
-    if options.top_k == 0:
-        values = probabilities.numpy().astype(np.float32)
-        columns |= {f"probability {name}": values[:, c] for c, name in enumerate(predictor.class_names)}
-    if options.embedding:
-        columns["embedding"] = list(torch.cat([part.embedding for part in batch.outputs], 1).numpy())
-    return pd.DataFrame(columns)
-
-
-@dataclass
-class Assembled:
-    """What the assembly of the parts counted, and the rows for the page (most and least sure of each class)."""
-
-    readable: int
-    counts: dict[str, int]
-    confidence_sum: float
-    page: pd.DataFrame
-
-
-def _assemble(
-    run: RunFolder, options: PredictOptions, class_names: Sequence[str], total: int, terminal: Terminal
-) -> Assembled:
-    """predictions.csv, predictions.parquet and unreadable.csv from the parts, one part in memory at a time."""
-    counts: Counter[str] = Counter()
-    confidence_sum, broken = 0.0, 0
-    shown = ["index", "path", "prediction", "confidence", *(["most_likely"] if options.min_confidence else [])]
-    page = pd.DataFrame(columns=shown)
-    quota = max(8, SHOWN // (2 * (len(class_names) + 1)))
-    writer: pq.ParquetWriter | None = None
-    parts = [_part(run, start) for start in range(0, total, BLOCK)]
-    with terminal.task("writing the table", len(parts), "part") as task, ExitStack() as stack:
-        table = stack.enter_context((run.predictions_table).open("w", newline=""))
-        errors = stack.enter_context((run.unreadable_table).open("w", newline=""))
-        for path in parts:
-            frame = pd.read_parquet(path)
-            unreadable = frame[frame.error.notna()]
-            unreadable[["path", "error"]].to_csv(errors, index=False, header=broken == 0 and errors.tell() == 0)
-            broken += len(unreadable)
-            good = frame[frame.error.isna()].drop(columns="error")
-            task.advance()
-            if good.empty:
-                continue
-            rows = pa.Table.from_pandas(good.drop(columns="index"), preserve_index=False)
-            if writer is None:
-                writer = stack.enter_context(pq.ParquetWriter(run.full_predictions_table, rows.schema))
-            good.drop(columns=["index", "embedding"], errors="ignore").to_csv(
-                table, index=False, header=table.tell() == 0, float_format="%.6f"
-            )
-            writer.write_table(rows.cast(writer.schema))
-            counts.update(good.prediction)
-            confidence_sum += float(good.confidence.sum())
-            page = _most_and_least(pd.concat([page, good[page.columns]] if len(page) else [good[page.columns]]), quota)
-    if not broken:
-        (run.unreadable_table).unlink()
-    return Assembled(total - broken, dict(counts.most_common()), confidence_sum, page)
-
-
-def with_pictures(rows: pd.DataFrame, images: ImageSet, terminal: Terminal) -> pd.DataFrame:
-    """The rows with a column `picture` of small WebP files; empty where an image cannot be read any more."""
-    pictures = []
-    with terminal.task("thumbnails", len(rows), "img") as task:
-        for index in rows["index"].tolist():
-            try:
-                pictures.append(thumbnail_webp(images, int(index)))
-            except (OSError, BadRequest):
-                pictures.append(b"")
-            task.advance()
-    return rows.assign(picture=pictures)
-
-
-def _most_and_least(rows: pd.DataFrame, quota: int) -> pd.DataFrame:
-    """Of each predicted class the `quota` surest and the `quota` least sure images, surest first."""
-    ordered = rows.sort_values("confidence", ascending=False, kind="stable")
-    groups = ordered.groupby("prediction", sort=False)
-    from_top, from_bottom = groups.cumcount(), groups.cumcount(ascending=False)
-    return ordered[(from_top < quota) | (from_bottom < quota)]

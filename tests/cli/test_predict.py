@@ -10,7 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from schane_cli.commands import predict as module
-from schane_cli.commands.predict import PredictOptions, predict, read_request
+from schane_cli.commands.predict import predict, read_request
+from schane_cli.preflight import PredictOptions
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted, StopSignal
 from tests.cli.test_finetune import QUICK, run_cli
@@ -145,12 +146,12 @@ def test_a_stopped_run_goes_on_to_the_same_table(trained: Path, photos: Path, tm
     batches = []
     original = StopSignal.caught
 
-    def rows(*arguments):
+    def named(*arguments):
         batches.append(1)
         return made(*arguments)
 
-    made = module._rows
-    monkeypatch.setattr(module, "_rows", rows)
+    made = module.named
+    monkeypatch.setattr(module, "named", named)
     monkeypatch.setattr(
         StopSignal, "number", property(lambda self: 2 * (len(batches) == 5), lambda self, value: None), raising=False
     )
