@@ -28,6 +28,11 @@ def check_request(recipe: Recipe, train: ImageSet) -> None:
         check_sharding(settings)
         if recipe.model.lora_rank:
             raise BadRequest("model.lora_rank goes without train.sharding fsdp, which would split fixed weights too")
+    if recipe.model.lora_rank and settings.batchnorm == "running":
+        raise BadRequest(
+            "model.lora_rank keeps BatchNorm's statistics, which belong to the weights that are not stored; leave out "
+            "train.batchnorm=running"
+        )
     if settings.epochs:
         check_batch(settings, train)
         check_positives(recipe, train)

@@ -4,6 +4,7 @@ the same weights, bit for bit."""
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from schane_cli.images.preprocessing import InputSpec
 from schane_cli.metrics.classification import accuracy_and_nll
 from schane_cli.models.checkpoint import pack
 from schane_cli.models.files import save_whole
+from schane_cli.models.lora import has_lora, merge_lora
 from schane_cli.models.model import Outputs, SchaneModel, checkpoint_activations, freeze, leaving_no_trace, place
 from schane_cli.models.sharding import is_sharded, shard, share_buffers, whole
 from schane_cli.recipe import Recipe
@@ -378,7 +380,7 @@ class Trainer:
         model = self.ema.module if self.ema is not None else self.model
         if world_size() > 1:
             share_buffers(model)  # val is scored with the statistics that are saved, not each process's own
-        accuracy, nll = (self.job.validate or self._validate)(model)
+        accuracy, nll = (self.job.validate or self._validate)(self._as_read(model))
         better = (accuracy, -nll) > (self.best["val_accuracy"], -self.best["val_nll"])
         scores = {"val_accuracy": accuracy, "val_nll": nll, "epoch": epoch}
         if better:
@@ -401,6 +403,14 @@ class Trainer:
             val_n=len(self.job.val),
             best=better,
         )
+
+    def _as_read(self, model: SchaneModel) -> SchaneModel:
+        """The model as its checkpoint will be read: adapters merged, on the CPU as there, which rounds alike."""
+        if not has_lora(model.backbone):
+            return model
+        merged = deepcopy(model).cpu()
+        merge_lora(merged.backbone)
+        return place(merged, self.device)
 
     def _validate(self, model: SchaneModel) -> tuple[float, float]:
         """Accuracy and NLL on val, to the bit those of `schane eval --split val` on these weights."""

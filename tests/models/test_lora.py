@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from schane_cli.commands.evaluate import score, select_images
 from schane_cli.commands.finetune import finetune
 from schane_cli.errors import BadRequest
 from schane_cli.models.checkpoint import load_checkpoint
@@ -103,6 +104,14 @@ def test_what_is_exported_has_the_logits_of_what_was_trained(run: Path, tmp_path
     summary = json.loads((run / "summary.json").read_text())
     assert run_cli("eval", run, "--out", tmp_path / "eval") == 0
     assert json.loads((tmp_path / "eval" / "summary.json").read_text())["test_accuracy"] == summary["test_accuracy"]
+
+
+def test_the_recorded_val_figures_are_those_of_the_merged_weights_to_the_bit(run: Path) -> None:
+    loaded = load_checkpoint(run)
+    images, _ = select_images(loaded, loaded.recipe.data, "val")
+    scores = score(loaded, images, device=torch.device("cpu"), terminal=Terminal(quiet=True))
+    recorded = loaded.progress["val_accuracy"], loaded.progress["val_nll"]
+    assert (scores.top1.value, scores.calibration.nll.value) == recorded
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(run: Path, tmp_path: Path, weights: Path) -> None:

@@ -104,3 +104,9 @@ def test_weights_that_are_not_trained_may_have_any_batch_size(tmp_path: Path) ->
             out=tmp_path / "trained",
             terminal=Terminal(quiet=True),
         )
+
+
+def test_adapters_with_statistics_that_no_checkpoint_would_hold_are_refused(digits: ImageSet) -> None:
+    lora = {"model__lora_rank": 2, "model__weights": "base.pt", "train__batchnorm": "running"}
+    with pytest.raises(BadRequest, match="leave out train.batchnorm=running"):
+        check_request(tiny_recipe(**lora), digits)
