@@ -2,6 +2,7 @@
 
     python benchmarks/loader.py [--rounds 5] [--images 384] [--markdown results/benchmarks/loader.md]
     python benchmarks/loader.py --scan [--images 384]
+    python benchmarks/loader.py --policies [--rounds 5] [--images 384]
 
 Two sets: JPEG files of 500 x 375 pixels cut to 224 px, and 32 px images (in memory for schane, PNG files for the
 others). Peers: timm's create_loader (its uint8 batches, before normalisation) and torchvision's ImageFolder with v2
@@ -9,6 +10,8 @@ transforms in a DataLoader. For two views a peer either passes over the set twic
 options offer) or wraps its transform by hand to cut both from one decoded image ("wrapped"). Contenders run in turn,
 round by round, each with fresh workers, whose start counts; the table gives the median over rounds, and the median
 of the ratios within a round. `--scan` times what finds equal images in a set of files against decoding it, in turn.
+`--policies` takes one view with crop, flip and one policy: RandAugment (at a magnitude without spread: timm's own fails
+under Pillow 13 where the spread reaches 10), AugMix and 3-Augment against timm, TrivialAugmentWide against torchvision.
 """
 
 import argparse
@@ -41,6 +44,7 @@ from schane_cli.recipe import AugmentRecipe, DataRecipe
 
 BATCH = 64
 AUGMENT = AugmentRecipe()
+POLICIES = ("rand-m9-inc1", "augmix-m3", "3a", "ta_wide")
 
 
 class Twice:
@@ -68,9 +72,9 @@ def write_images(folder: Path, count: int, size: tuple[int, int], suffix: str) -
         cut.save(path, **({"quality": 90} if suffix == ".jpg" else {}))
 
 
-def schane(images: ImageSet, size: int, views: int, workers: int) -> int:
+def schane(images: ImageSet, size: int, views: int, workers: int, augment: AugmentRecipe = AUGMENT) -> int:
     sampler = StepSampler(images.labels, batch_size=BATCH, epochs=1, seed=0)
-    transform = train_transform(AUGMENT, size)
+    transform = train_transform(augment, size)
     return sum(
         len(labels) * pixels.shape[1]
         for pixels, labels, _ in train_loader(
@@ -79,13 +83,16 @@ def schane(images: ImageSet, size: int, views: int, workers: int) -> int:
     )
 
 
-def torchvision_folder(folder: Path, size: int, views: int, workers: int, wrapped: bool) -> int:
+def torchvision_folder(folder: Path, size: int, views: int, workers: int, wrapped: bool, trivial: bool = False) -> int:
+    colours = [
+        v2.RandomApply([v2.ColorJitter(*AUGMENT.color_jitter)], p=AUGMENT.color_jitter_p),
+        v2.RandomGrayscale(AUGMENT.grayscale),
+    ]
     steps = v2.Compose(
         [
             v2.RandomResizedCrop(size, scale=AUGMENT.crop_scale, interpolation=v2.InterpolationMode.BICUBIC),
             v2.RandomHorizontalFlip(),
-            v2.RandomApply([v2.ColorJitter(*AUGMENT.color_jitter)], p=AUGMENT.color_jitter_p),
-            v2.RandomGrayscale(AUGMENT.grayscale),
+            *([v2.TrivialAugmentWide()] if trivial else colours),
             v2.PILToTensor(),
         ]
     )
@@ -97,7 +104,7 @@ def torchvision_folder(folder: Path, size: int, views: int, workers: int, wrappe
     return count
 
 
-def timm_loader(folder: Path, size: int, views: int, workers: int, wrapped: bool) -> int:
+def timm_loader(folder: Path, size: int, views: int, workers: int, wrapped: bool, policy: str | None = None) -> int:
     dataset = create_dataset("", root=str(folder), is_training=True)
     loader = create_loader(
         dataset,
@@ -105,9 +112,10 @@ def timm_loader(folder: Path, size: int, views: int, workers: int, wrapped: bool
         batch_size=BATCH,
         is_training=True,
         scale=AUGMENT.crop_scale,
-        color_jitter=AUGMENT.color_jitter,
+        color_jitter=AUGMENT.color_jitter if policy is None else None,
         color_jitter_prob=AUGMENT.color_jitter_p,
-        grayscale_prob=AUGMENT.grayscale,
+        grayscale_prob=AUGMENT.grayscale if policy is None else 0.0,
+        auto_augment=policy,
         interpolation="bicubic",
         num_workers=workers,
         device=torch.device("cpu"),
@@ -183,6 +191,27 @@ def compare(folder: Path, images: ImageSet, size: int, label: str, rounds: int) 
     return rows, where
 
 
+def compare_policies(folder: Path, images: ImageSet, size: int, label: str, rounds: int) -> list[str]:
+    """One view by each policy, one worker, against the library whose policy it is."""
+    rows = []
+    for policy in POLICIES:
+        augment = AUGMENT.model_copy(update={"policy": policy, "color_jitter_p": 0.0, "grayscale": 0.0})
+        trivial = policy == "ta_wide"
+        peer: Callable[[], int] = lambda p=policy: timm_loader(folder, size, 1, 1, False, p)  # noqa: E731
+        if trivial:
+            peer = lambda: torchvision_folder(folder, size, 1, 1, False, trivial=True)  # noqa: E731
+        rates = measure({"schane": lambda a=augment: schane(images, size, 1, 1, a), "peer": peer}, rounds)
+        ours, theirs = rates["schane"], rates["peer"]
+        ratio, least = np.median(ours / theirs, axis=0), np.min(ours / theirs, axis=0)
+        (wall, busy), (wall_peer, busy_peer) = np.median(ours, axis=0), np.median(theirs, axis=0)
+        cells = (label, size, policy, "torchvision" if trivial else "timm", f"{wall:,.0f}", f"{wall_peer:,.0f}",
+                 f"{ratio[0]:.2f} ({least[0]:.2f})", f"{busy:,.0f}", f"{busy_peer:,.0f}",
+                 f"{ratio[1]:.2f} ({least[1]:.2f})")  # fmt: skip
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+        print(rows[-1], flush=True)
+    return rows
+
+
 def scan(images: ImageSet, rounds: int) -> str:
     """What the search for equal images costs against decoding all images on as many threads, by processor time."""
     ratios = []
@@ -236,6 +265,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=384, help="images of the 224 px set; the 32 px set has 8x")
     parser.add_argument("--scan", action="store_true", help="time the search for equal images alone")
+    parser.add_argument("--policies", action="store_true", help="time the augmentation policies alone")
     parser.add_argument("--markdown", type=Path, help="write the table here too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -249,15 +279,21 @@ def main() -> None:
         labels = np.array([int(path.parent.name) for path in files])
         names = Names(str(file.relative_to(jpeg)) for file in files)
         streamed = ImageSet("jpeg", "train", Files(jpeg, names), labels, ("0", "1"), names)
-        where.append(scan(streamed, arguments.rounds))
+        if not arguments.policies:
+            where.append(scan(streamed, arguments.rounds))
         if arguments.scan:
             print(where[0])
             return
         recipe = DataRecipe(dataset=f"folder:{png}", val_fraction=0.01, test_fraction=0.01)
         in_memory = load_splits(recipe).train
         for folder, images, size, label in ((jpeg, streamed, 224, "JPEG files"), (png, in_memory, 32, "in memory")):
+            if arguments.policies:
+                compare_policies(folder, images, size, label, arguments.rounds)
+                continue
             more_rows, more_where = compare(folder, images, size, label, arguments.rounds)
             rows, where = rows + more_rows, where + more_where
+    if arguments.policies:
+        return
     text = report(rows, where, arguments.rounds, arguments.images, (load, os.getloadavg()[0]))
     print("\n".join(where))
     if arguments.markdown:

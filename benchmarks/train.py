@@ -1,6 +1,7 @@
 """The training core against timm's training path, the cost of the full objective, and gradient caching's peak memory.
 
     python benchmarks/train.py [--rounds 9] [--steps 4] [--markdown results/benchmarks/train.md]
+    python benchmarks/train.py --options [--rounds 5] [--steps 1]
 
 timm's path is its train.py written out: create_dataset's kind of dataset under create_loader (on CUDA its prefetcher),
 create_optimizer_v2 (AdamW, weight decay exemptions), create_scheduler_v2, ModelEma off, cross-entropy, autocast as
@@ -8,10 +9,14 @@ ours, channels_last for convnets as ours. Same model, images in memory, batch, p
 view. Contenders take turns, a block of steps each, in one process; a ratio is the median over rounds of the ratios
 within a round. Processor time stands beside wall time since other work may share the machine.
 
+`--options` takes what docs/stronger.md offers (activations computed again, chunks, LoRA, heads alone) against the same
+step without, its peak memory in a process of its own, and LoRA's at a batch of 1,024 in chunks of 64.
+
 On CUDA the cases are BEiT-3 base at 224 px in bfloat16 and ResNet-50, with the share of the device's matrix rate.
 """
 
 import argparse
+import json
 import os
 import platform
 import resource
@@ -264,6 +269,80 @@ def caching_cost(arguments: argparse.Namespace, device: torch.device, folder: Pa
     return rows
 
 
+OPTIONS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "activations again": {"train.checkpoint_activations": True},
+    "chunks": {"train.chunk_size": 8},
+    "chunks, activations again": {"train.chunk_size": 8, "train.checkpoint_activations": True},
+    "LoRA of rank 8": {"model.lora_rank": 8},
+    "heads alone": {"train.head_epochs": 1000},
+}
+
+
+def option_recipe(backbone: str, size: int, batch: int, overrides: dict[str, object], folder: Path) -> Recipe:
+    """The full objective on two views, from a file of weights, since adapters are not for random ones."""
+    file = folder / f"{backbone}.pt"
+    if not file.exists():
+        recipe = recipe_of(backbone, size, batch)
+        torch.save(build_model(recipe.model, CLASSES, size).backbone.state_dict(), file)
+    shared = {"loss.name": "schane", "augment.views": 2, "model.weights": str(file), "train.batchnorm": "running"}
+    return build_recipe(recipe_of(backbone, size, batch).model_dump(mode="json"), {**shared, **overrides})
+
+
+def option_rows(arguments: argparse.Namespace, device: torch.device, folder: Path) -> list[str]:
+    """Each option's step over the plain one, and the peak memory of each above what rests before the first step."""
+    backbone, size, batch = ("vit_tiny_patch16_224", 96, 32)
+    images, named = images_in_memory(4 * batch, size), {}
+    for name, overrides in OPTIONS.items():
+        place = folder / name.replace(" ", "-")
+        place.mkdir()
+        trainer = trainer_of(option_recipe(backbone, size, batch, overrides, folder), images, place, device)
+        named[name] = ours(trainer, repeated(iter(trainer._loader())))
+    seconds = turns(named, arguments.rounds, arguments.steps, device)
+    cases = [(name, size, batch, overrides, 3) for name, overrides in OPTIONS.items()]
+    cases.append(("LoRA of rank 8, chunks of 64", size, 1024, {"model.lora_rank": 8, "train.chunk_size": 64}, 1))
+    rows, least = [], None
+    for name, side, count, overrides, steps in cases:
+        peak, resting = option_memory(backbone, side, count, overrides, steps)
+        least = least or peak - resting
+        time_cells = ["", "", ""]
+        if name in seconds:
+            time_cells = [f"{1e3 * np.median(seconds[name][:, 0]):.0f}", *ratio(seconds[name], seconds["plain"])]
+        memory = (f"{peak:,.0f}", f"{peak - resting:,.0f}", f"{(peak - resting) / least:.2f}")
+        rows.append(f"| {' | '.join((name, str(count), *time_cells, *memory))} |")
+        print(rows[-1], flush=True)
+    return rows
+
+
+def option_memory(
+    backbone: str, size: int, batch: int, overrides: dict[str, object], steps: int
+) -> tuple[float, float]:
+    """The peak and the resting memory in MiB of some steps, in a process of its own."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    asked = json.dumps([backbone, size, batch, overrides, steps])
+    command = [sys.executable, __file__, "--option-memory", asked]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+    return float(said[0]), float(said[1])
+
+
+def print_option_memory(backbone: str, size: int, batch: int, overrides: dict[str, object], steps: int) -> None:
+    """What `option_memory` reads."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as place:
+        recipe = option_recipe(backbone, size, batch, overrides, Path(place))
+        trainer = trainer_of(recipe, images_in_memory(batch, size), Path(place), device)
+        print_steps_memory(trainer, batch, size, steps, device)
+
+
+def print_steps_memory(trainer: Trainer, batch: int, size: int, steps: int, device: torch.device) -> None:
+    """Peak and resting memory in MiB of `steps` steps on one batch of noise."""
+    views, labels = torch.randint(0, 256, (batch, 2, 3, size, size), dtype=torch.uint8), torch.arange(batch) % 10
+    resting = _memory(device, peak=False)
+    for _ in range(steps):
+        trainer._training_step(views, labels, torch.arange(batch))
+    print(_memory(device, peak=True), resting)
+
+
 def memory_of(backbone: str, size: int, batch: int, chunk: int | None, loss: str) -> None:
     """Print the peak and the resting memory in MiB of three steps; run in its own process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -271,12 +350,7 @@ def memory_of(backbone: str, size: int, batch: int, chunk: int | None, loss: str
     recipe = build_recipe(values, {"loss.name": loss, "augment.views": 2})
     images = images_in_memory(batch, size)
     with tempfile.TemporaryDirectory() as place:
-        trainer = trainer_of(recipe, images, Path(place), device)
-        views, labels = torch.randint(0, 256, (batch, 2, 3, size, size), dtype=torch.uint8), torch.arange(batch) % 10
-        resting = _memory(device, peak=False)
-        for _ in range(3):
-            trainer._training_step(views, labels, torch.arange(batch))
-    print(_memory(device, peak=True), resting)
+        print_steps_memory(trainer_of(recipe, images, Path(place), device), batch, size, 3, device)
 
 
 def _memory(device: torch.device, *, peak: bool) -> float:
@@ -367,15 +441,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=4, help="steps in a block")
     parser.add_argument("--markdown", type=Path, help="write the tables here too")
+    parser.add_argument("--options", action="store_true", help="time and memory of the options alone")
     parser.add_argument("--memory-of", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--option-memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory_of:
         backbone, size, batch, chunk, loss = arguments.memory_of
         return memory_of(backbone, int(size), int(batch), int(chunk) or None, loss)
+    if arguments.option_memory:
+        return print_option_memory(*json.loads(arguments.option_memory))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as place:
+        if arguments.options:
+            option_rows(arguments, device, Path(place))
+            return None
         tables = [
             against_timm(arguments, device, Path(place)),
             objective_cost(arguments, device, Path(place)),

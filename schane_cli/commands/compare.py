@@ -26,7 +26,7 @@ from schane_cli.run import RunFolder, plain
 # Keys that say where and how a run was computed, not what it computed.
 INDIFFERENT = {
     "seed", "device", "data.root", "data.workers", "train.trackers", "train.chunk_size", "train.compile",
-    "train.sharding",
+    "train.sharding", "train.keep_epochs", "train.checkpoint_activations",
 }  # fmt: skip
 TRAIN_SET = ("data.dataset", "data.train_per_class", "data.train_on")
 
