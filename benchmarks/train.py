@@ -356,8 +356,9 @@ def memory_of(backbone: str, size: int, batch: int, chunk: int | None, loss: str
 def _memory(device: torch.device, *, peak: bool) -> float:
     if device.type == "cuda":
         return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
-    if peak:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    if peak:  # not ru_maxrss, which a process inherits from the one that started it
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
@@ -425,7 +426,7 @@ def report(arguments: argparse.Namespace, device: torch.device, tables: list[lis
             "## Peak memory of gradient caching (target 1.3 times batch 64)",
             "",
             "Three AdamW steps of the full objective, two views, in a process of its own. On a CPU the peak is the "
-            "resident set's (ru_maxrss), freed tensors given back to the system; `of steps` is above what rests before "
+            "resident set's, freed tensors given back to the system; `of steps` is above what rests before "
             "the first step (imports, model, the batch's raw pixels). On CUDA it is max_memory_allocated.",
             "",
             "| backbone | px | batch | chunk | peak MiB | ratio | of steps MiB | ratio |",

@@ -81,6 +81,8 @@ def average(
     splits = load_splits(recipe.data)
     for one in loaded:
         _require_held_out(one, splits)
+    for note in _notes(loaded):
+        terminal.say(note)
     device = pick_device(recipe.device)
     kitchen = Kitchen(loaded[0], splits, device, terminal)
     ingredients = [kitchen.ingredient(one) for one in loaded]
@@ -165,6 +167,16 @@ def _require_held_out(loaded: Loaded, splits: Splits) -> None:
             f"{loaded.path} was chosen on other images: {'; '.join(changes)}. Average runs of the same splits "
             "(data.split_seed, data.val_fraction), with the data as it was"
         )
+
+
+def _notes(loaded: Sequence[Loaded]) -> list[str]:
+    """What makes an average unlikely to be any good, a sentence each."""
+    starts = {one.recipe.model.weights for one in loaded}
+    runs = {one.path.parent for one in loaded}
+    if len(starts) == 1 and ("random" not in starts or len(runs) == 1):
+        return []
+    shown = ", ".join(sorted(starts))
+    return [f"these runs did not start from the same weights ({shown}), so the mean of theirs is rarely any good"]
 
 
 class Kitchen:

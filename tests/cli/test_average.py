@@ -133,6 +133,18 @@ def test_what_does_not_go_together_is_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def test_runs_from_different_starts_are_said_to_be_so(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_tiny(tmp_path / "other", train__epochs=1, model__weights="random")
+    out = tmp_path / "mean"
+    assert run_cli("average", runs[0], tmp_path / "other", "--out", out, "--json") == 0
+    said = capsys.readouterr()
+    assert "did not start from the same weights" in " ".join(said.err.split())
+    best = max(json.loads(said.out)["ingredients"], key=lambda one: one["val_accuracy"])
+    assert json.loads(said.out)["val_accuracy"] >= best["val_accuracy"], "the best run alone is a choice too"
+
+
 def test_other_classes_one_run_and_unknown_soups_are_refused(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
