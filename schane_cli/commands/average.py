@@ -36,7 +36,7 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Ingredient:
-    """One checkpoint: where it lies, its weights on the CPU, and what it reaches on val."""
+    """One checkpoint: where it lies, its weights on the CPU, and its score on val."""
 
     path: Path
     weights: Weights
@@ -46,7 +46,7 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The ingredients of one soup (by place in the list), its weights, and what it reaches on val."""
+    """The ingredients of one soup (by place in the list), its weights, and its score on val."""
 
     kind: str
     members: tuple[int, ...]
@@ -65,7 +65,7 @@ def average(
 ) -> dict[str, Any]:
     """Average checkpoints into a run folder that every other command takes; returns the content of its summary.json.
 
-    `paths` are run folders, folders of seeds, or checkpoint files; one run alone stands for the epochs that it kept
+    `paths` are run folders, folders of seeds, or checkpoint files; a single run stands for the epochs that it kept
     (`train.keep_epochs`). `overrides` are dotted recipe keys (data.root, device).
 
     Raises:
@@ -132,7 +132,7 @@ def checkpoint_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def require_alike(first: Loaded, other: Loaded) -> None:
-    """BadRequest where the weights of two checkpoints cannot be averaged, or were trained to see other pixels."""
+    """BadRequest where the weights of two checkpoints cannot be averaged, or were trained with other preprocessing."""
     pair = f"{other.path} and {first.path} cannot be averaged"
     if architecture(first.model) != architecture(other.model):
         raise BadRequest(f"{pair}: one is {architecture(other.model)}, the other {architecture(first.model)}")
@@ -202,7 +202,7 @@ class Kitchen:
         return accuracy, F.cross_entropy(found.logits.double(), found.labels).item()
 
     def mixture(self, kind: str, ingredients: Sequence[Ingredient], members: Sequence[int]) -> Mixture:
-        """The mean of some ingredients, its BatchNorm statistics made anew where training moved them."""
+        """The mean of some ingredients, its BatchNorm statistics computed again where training moved them."""
         if len(members) == 1:
             only = ingredients[members[0]]
             return Mixture(kind, tuple(members), only.weights, only.accuracy, only.nll)

@@ -50,7 +50,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
     label: str
     runs: Mapping[int, Run]
@@ -99,7 +99,7 @@ class Block:
 
     @property
     def count(self) -> str | None:
-        """`n = 10,000 images`: of what the metric is in every run."""
+        """`n = 10,000 images`: what the metric is over, in every run."""
         counted = self.groups[0].runs[self.seeds[0]].counts.get(self.metric)
         return f"n = {counted[0]:,} {counted[1]}" if counted else None
 
@@ -143,9 +143,9 @@ def compare(
 
 
 def compare_runs(runs: Sequence[Run], *, metric: str | None, baseline: str | None, common_seeds: bool) -> list[Block]:
-    """The same of runs that are read already."""
+    """The same for runs that have been read."""
     if not runs:
-        raise BadRequest("no finished run is there; a run has recipe.yaml and summary.json in its folder")
+        raise BadRequest("no finished run was found; a run has recipe.yaml and summary.json in its folder")
     metric = metric or _default_metric(runs)
     _refuse_metric(runs, metric)
     by_train = defaultdict(list)
@@ -174,7 +174,7 @@ def _refuse_metric(runs: Sequence[Run], metric: str) -> None:
     """BadRequest for a metric that is missing from a run, or is not a number in one."""
     for run in runs:
         if np.isnan(run.values.get(metric, 0.0)):
-            raise BadRequest(f"{metric} of {run.path} is not a number, so that it cannot be compared")
+            raise BadRequest(f"{metric} of {run.path} is not a number, so it cannot be compared")
     known = shared_metrics(runs)
     if metric not in known:
         raise BadRequest(
@@ -404,7 +404,7 @@ def _episode_accuracies(run: Run, metric: str) -> np.ndarray:
 
 
 def _resolution(run: Run, metric: str) -> float:
-    """The step in which a run's metric comes: 1 / n for a share of n images, 0 for what has no steps."""
+    """The resolution of a run's metric: 1 / n for a share of n images, 0 for what has no steps."""
     counted = run.counts.get(metric)
     return 1 / counted[0] if counted and counted[0] and registered(metric).interval == WILSON else 0.0
 

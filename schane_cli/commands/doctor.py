@@ -1,4 +1,4 @@
-"""`schane doctor`: what this machine has, and whether the parts that results depend on are right on it."""
+"""`schane doctor`: what this machine has, and whether the parts that results depend on work on it."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ MEASURED_BACKBONE = "mobilenetv2_035"  # small enough for any machine; --backbon
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was looked at, whether it is as it must be (None: a fact, not a test), and the particulars."""
+    """One check: what was looked at, whether it is as it should be (None: a fact, not a test), and the particulars."""
 
     name: str
     ok: bool | None
@@ -113,7 +113,7 @@ def _cache(path: Path) -> str:
 
 
 def hub() -> tuple[None, str]:
-    """Whether pretrained weights can be downloaded; no failure, since everything else works without."""
+    """Whether pretrained weights can be downloaded; not a failure, since everything else works without."""
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
     except Exception as error:  # whatever the HTTP library of this huggingface_hub raises

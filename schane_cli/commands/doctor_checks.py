@@ -1,4 +1,4 @@
-"""The self-tests of `schane doctor`: each returns whether all is right (None: a measurement) and a sentence."""
+"""The self-tests of `schane doctor`: each returns whether it passed (None: a measurement) and a sentence."""
 
 import os
 import signal
@@ -157,7 +157,7 @@ def _noise(count: int, size: int, classes: int = 4) -> ImageSet:
 
 
 def loader_speed() -> tuple[None, str]:
-    """Views per second of the default augmentation at 224 px, by the workers that a run here would have."""
+    """Views per second of the default augmentation at 224 px, with the number of workers that a run here would have."""
     recipe = build_recipe({}, {"train.batch_size": 32})
     images = _noise(128, 256)
     workers = worker_count(recipe.data, images)
@@ -202,7 +202,7 @@ def _forward(model: Any, device: torch.device, rows: Tensor) -> Any:
 
 
 def largest_batch(device: torch.device, backbone: str, image_size: int) -> tuple[None, str]:
-    """The most images in one pass, by doubling; not tried on a CPU, which swaps before it fails."""
+    """The most images in one pass, by doubling; not tried on a CPU, where memory is swapped before it runs out."""
     if device.type != "cuda":
         return None, f"not tried on {device.type}; --chunk-size bounds the memory of a step whatever the batch"
     model, optimizer = _trainable(device, backbone, image_size)

@@ -1,4 +1,4 @@
-"""`schane embed`: the embeddings of a checkpoint as a table, their figures, and their pictures in two dimensions."""
+"""`schane embed`: the embeddings of a checkpoint as a table, their metrics, and pictures in two dimensions."""
 
 import shutil
 import time
@@ -35,7 +35,7 @@ SEED = 0  # of the resamples, the sample of points, k-means and t-SNE: one seed 
 
 @dataclass(frozen=True)
 class View:
-    """One checkpoint's side: its outputs for the points, their figures and their pictures.
+    """One checkpoint's side: its outputs for the points, their metrics and their pictures.
 
     `vectors` (n, d), `prediction` and `confidence` (n,), `tsne` (n, 2). `origin`: its checkpoint or table, backbone,
     loss, epoch and seed as far as known.
@@ -70,7 +70,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Job:
-    """A request that has been found good: what to embed, `shown` (rows of the images in figures and pictures)."""
+    """A request that has been checked: what to embed, `shown` (rows of the images in metrics and pictures)."""
 
     loaded: list[Loaded]
     recipes: list[Recipe]
@@ -139,9 +139,9 @@ def _finished(job: Job, run: RunFolder, views: list[View]) -> Embedded:
 def _embed_tables(
     paths: Sequence[Path], overrides: Mapping[str, Any], options: EmbedOptions, out: Path | None, terminal: Terminal
 ) -> Embedded:
-    """The same of tables of embeddings: nothing is extracted, their vectors are looked at as they are."""
+    """The same of tables of embeddings: nothing is extracted, their vectors are used as they are."""
     if any(path.suffix != ".parquet" for path in paths):
-        raise BadRequest("tables and checkpoints do not go side by side; make a table of each by schane embed first")
+        raise BadRequest("tables and checkpoints cannot be compared; make a table of each with schane embed first")
     if overrides or (options.split, options.layer) != (EmbedOptions.split, EmbedOptions.layer) or options.npy:
         raise BadRequest("--dataset, --data-root, --split, --layer, --npy and --device do not act on a table")
     tables = [read_embeddings(path) for path in paths]
@@ -189,12 +189,12 @@ def _check(checkpoints: Sequence[Path], overrides: Mapping[str, Any], options: E
     points = images if len(shown) == len(images) else images.subset(shown, images.split)
     _check_images(points, options.perplexity)
     if len(points) < len(images):
-        notes = [*notes, f"figures and pictures of {len(points)} images of {len(images)}, drawn by seed {SEED}"]
+        notes = [*notes, f"metrics and pictures of {len(points)} of {len(images)} images, drawn by seed {SEED}"]
     return Job(loaded, recipes, recipes[0].data.dataset, names, images, shown, points, notes, device, options, terminal)
 
 
 def checkpoint_names(loaded: Sequence[Loaded]) -> list[str]:
-    """A short name for each checkpoint: what of backbone, loss and seed sets it apart from the others.
+    """A short name for each checkpoint: those of backbone, loss and seed that distinguish it from the others.
 
     Where that does not distinguish all, or there is only one, the run folder's name (or the file's outside of one),
     numbered where two agree.
@@ -214,7 +214,7 @@ def checkpoint_names(loaded: Sequence[Loaded]) -> list[str]:
 
 
 def _numbered(names: Sequence[str]) -> list[str]:
-    """The names, numbered from the second of a kind on."""
+    """The names, numbered from the second of the same name on."""
     return [f"{name}#{names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
 
 
@@ -247,7 +247,7 @@ def _common_images(
 
 
 def _check_images(images: ImageSet, perplexity: float) -> None:
-    """What figures and t-SNE need, before a model runs."""
+    """Check what metrics and t-SNE need, before a model runs."""
     sizes, which = np.bincount(images.labels), f"{images.dataset} {images.split}"
     if (sizes > 0).sum() < 2:
         raise BadRequest(f"{which} has images of one class; embedding quality compares classes")
@@ -263,7 +263,7 @@ def _check_images(images: ImageSet, perplexity: float) -> None:
 
 @contextmanager
 def _removed_if_refused(run: RunFolder) -> Iterator[None]:
-    """A request found bad only after the model ran (NaN in its outputs) leaves nothing behind either."""
+    """A request that is refused only after the model ran (NaN in its outputs) leaves nothing behind either."""
     try:
         yield
     except BadRequest:
@@ -273,7 +273,7 @@ def _removed_if_refused(run: RunFolder) -> Iterator[None]:
 
 
 def _extract(job: Job, number: int) -> tuple[FeatureStore, dict[str, float]]:
-    """Every output of a checkpoint for every image, from the cache where it is there, and what it took."""
+    """Every output of a checkpoint for every image, from the cache where possible, and what it took."""
     loaded, recipe, images, terminal = job.loaded[number], job.recipes[number], job.images, job.terminal
     terminal.say(f"checkpoint {loaded.path} (epoch {loaded.progress['epoch']:g}, {loaded.recipe.model.backbone})")
     started = time.perf_counter()
@@ -301,7 +301,7 @@ def _view(
     confidence: Floats,
     costs: dict[str, float],
 ) -> View:
-    """Figures and pictures of the points of one checkpoint or table."""
+    """Metrics and pictures of the points of one checkpoint or table."""
     labels = job.points.labels
     with refusing():
         analysis, figures_seconds = _with_progress(

@@ -61,7 +61,7 @@ def _shown(table: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _class_names(tables: list[pd.DataFrame]) -> tuple[str, ...]:
-    """The classes in the order of their labels; one without a label here stands where there is room, or last."""
+    """The classes in the order of their labels; one without images here takes a free place, or the last."""
     known = dict(zip(tables[0]["label"], tables[0]["class_name"], strict=True))
     others = sorted({name for table in tables for name in table["prediction"]} - set(known.values()))
     free = (number for number in range(len(known) + len(others)) if number not in known)

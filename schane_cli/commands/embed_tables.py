@@ -36,7 +36,7 @@ def write_table(
     """One row per image (id, path, label, class_name, prediction, confidence, vector); pandas.read_parquet reads it.
 
     `path` is null for images that are not files; `vector` is the layer's output, float32. Written block by block;
-    `advance` is told the rows of each.
+    `advance` is called with the rows of each.
 
     Raises:
         BadRequest: vectors that are not finite, or zero (which images).
@@ -103,7 +103,7 @@ class EmbeddedTable:
 def read_embeddings(path: Path) -> EmbeddedTable:
     """Read a parquet of `id`, `vector` and `class_name` (or `label`), as embeddings.parquet has them.
 
-    `prediction` and `confidence` are optional: without them an image counts as taken for its label. A `path` that is
+    `prediction` and `confidence` are optional: without them an image counts as predicted as its label. A `path` that is
     a file there gives the thumbnail. Parquet is read as data and runs nothing.
 
     Raises:
@@ -151,13 +151,13 @@ def _vectors(path: Path, column: pa.ChunkedArray, ids: Sequence[str]) -> Floats:
 
 
 def _predictions(path: Path, table: pa.Table, index: dict[str, int], labels: Ints) -> tuple[Ints, Floats]:
-    """Predicted classes and their confidence; the label at 1 where the table says nothing."""
+    """Predicted classes and their confidence; the label with confidence 1 where the table has none."""
     if "prediction" not in table.column_names:
         return labels, np.ones(len(labels), np.float32)
     given = [str(name) for name in table["prediction"].to_pylist()]
     strange = next((name for name in given if name not in index), None)
     if strange is not None:
-        raise BadRequest(f"{path}: the prediction {strange!r} is none of the {len(index)} classes of its labels")
+        raise BadRequest(f"{path}: the prediction {strange!r} is not one of the {len(index)} classes of its labels")
     prediction = np.array([index[name] for name in given])
     has = "confidence" in table.column_names
     confidence: Any = table["confidence"].to_numpy() if has else np.ones(len(given))

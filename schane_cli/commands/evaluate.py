@@ -36,7 +36,7 @@ class Scores:
     """Classification metrics of one image set, and the seconds of its pass through loader and model."""
 
     top1: Estimate
-    top5: Estimate | None  # None with five classes or fewer, where it says nothing
+    top5: Estimate | None  # None with five classes or fewer, where it means nothing
     per_class: list[Estimate | None]
     class_means: ClassMeans
     calibration: Calibration
@@ -55,7 +55,7 @@ class Scores:
 
 
 def flat(named: Mapping[str, Estimate | None]) -> dict[str, Any]:
-    """Each metric and its interval under `NAME` and `NAME_ci95`; a metric that says nothing is left out."""
+    """Each metric and its interval under `NAME` and `NAME_ci95`; a metric without a value is left out."""
     entries: dict[str, Any] = {}
     for name, estimate in named.items():
         if estimate is not None:
@@ -95,9 +95,9 @@ def score(loaded: Loaded, images: ImageSet, *, device: torch.device, terminal: T
 
 
 def select_images(loaded: Loaded, data: DataRecipe, split: str) -> tuple[ImageSet, list[str]]:
-    """The split of the data, in the checkpoint's class order, and notes on how it came about.
+    """The split of the data, in the checkpoint's class order, and notes on how it was made.
 
-    Of a dataset with further classes only the images of the checkpoint's classes count, and a note says so.
+    If the dataset has further classes, only images of the checkpoint's classes count, and a note says so.
 
     Raises:
         BadRequest: a class of the checkpoint is missing from the dataset, or the split's name is unknown.
@@ -167,7 +167,7 @@ def evaluate(
     a folder each below the run folder.
 
     Raises:
-        BadRequest: no such checkpoint, device, split or dataset, or classes that do not go together; before any work.
+        BadRequest: no such checkpoint, device, split or dataset, or classes that do not match; before any work.
     """
     loaded = load_checkpoint(checkpoint)
     names = list(datasets) or [loaded.recipe.data.dataset]
@@ -192,7 +192,7 @@ def evaluate(
 
 
 def dataset_recipe(loaded: Loaded, dataset: str, overrides: Mapping[str, Any]) -> Recipe:
-    """The checkpoint's recipe for a dataset; what it cut its own training images to says nothing of another's."""
+    """The checkpoint's recipe for a dataset; data.train_per_class applies only to its own training images."""
     values = {**overrides, "data.dataset": dataset}
     if dataset != loaded.recipe.data.dataset:
         values["data.train_per_class"] = None

@@ -38,10 +38,10 @@ def export(checkpoint: Path, *, format: str, out: Path | None, terminal: Termina
     """Write the backbone of a checkpoint or run folder to the folder `out`, in a format of FORMATS.
 
     Returns the format, the folder, its files and the largest difference of logits from those that `schane eval` scores
-    for the same photographs. The folder appears whole, after the comparison, or not at all.
+    for the same photographs. The folder appears completely, after the comparison, or not at all.
 
     Raises:
-        BadRequest: an unknown format, a missing extra, a checkpoint that cannot be read, a folder that is there.
+        BadRequest: an unknown format, a missing extra, a checkpoint that cannot be read, a folder that exists.
         SchaneError: the exported model does not compute what the checkpoint does, or cannot be written.
     """
     require_choice("--format", format, FORMATS)
@@ -64,7 +64,7 @@ def export(checkpoint: Path, *, format: str, out: Path | None, terminal: Termina
 
 
 def _written(write: Callable[[Loaded, Path], float], loaded: Loaded, out: Path) -> float:
-    """What `write` returns; the folder that it fills is `out` once it is whole."""
+    """What `write` returns; the folder that it fills becomes `out` once it is complete."""
     _refuse_taken(out)
     unfinished = temporary(out)
     try:
@@ -130,10 +130,10 @@ def _to_onnx(loaded: Loaded, folder: Path) -> float:
     module: Any
     for module in loaded.model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # the exporter has no form of it for attention with a bias of its own
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # advice on the exporter's own workings
+            module.fused_attn = False  # the exporter cannot express it for attention with its own bias
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # advice about the exporter's internals
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about its own parts
+        warnings.simplefilter("ignore")  # of the exporter about its internals
         program = _onnx_program(loaded)
         program.model.metadata_props.update(_onnx_metadata(loaded))
         program.save(folder / "model.onnx", external_data=False)
@@ -157,10 +157,10 @@ def _onnx_program(loaded: Loaded) -> Any:
             dynamo=True,
             verbose=False,
         )
-    except Exception as error:  # the exporter's own kinds are many, and none is documented
+    except Exception as error:  # the exporter's own errors are many and undocumented
         name = architecture(loaded.model)
         raise SchaneError(
-            f"torch's ONNX exporter cannot take {name} ({one_line(error)}); nothing was kept; --format timm may serve"
+            f"torch's ONNX exporter cannot take {name} ({one_line(error)}); nothing was kept; --format timm may work"
         ) from None
     if program is None:
         raise SchaneError("torch's ONNX exporter made no model; nothing was kept")

@@ -1,4 +1,4 @@
-"""`schane fewshot`: N-way K-shot accuracy on classes that training never saw, with intervals that mean something."""
+"""`schane fewshot`: N-way K-shot accuracy on classes that training never saw, with intervals."""
 
 import re
 import time
@@ -145,7 +145,7 @@ def check_ways(splits: FewshotSplits, recipe: Recipe) -> None:
     """BadRequest for more ways than there are novel classes; it says how the classes were divided."""
     ways, novel, base = recipe.fewshot.ways, len(splits.novel.class_names), len(splits.base.class_names)
     if ways > novel:
-        divided = f"of its {base + novel} classes {base} are for training and {novel} for testing"
+        divided = f"{base} of its {base + novel} classes are for training and {novel} for testing"
         if splits.base.class_names == splits.novel.class_names:
             divided = f"it has {novel} classes"
         raise BadRequest(
@@ -176,7 +176,7 @@ def draw(novel: ImageSet, recipe: Recipe, shots: int) -> Episodes:
 
 
 def check_classifiers(settings: FewshotRecipe) -> None:
-    """Get the classifiers of installed packages ready; BadRequest for one that does not exist."""
+    """Load the classifiers of installed packages; BadRequest for one that does not exist."""
     for name in settings.classifier:
         if name not in CLASSIFIERS:
             CLASSIFIERS[name] = _plugin_classifier(name)
@@ -269,7 +269,7 @@ def entrant(loaded: Loaded, splits: FewshotSplits, recipe: Recipe, terminal: Ter
 def embeddings(
     loaded: Loaded, images: ImageSet, recipe: Recipe, terminal: Terminal, view: RandomView | None = None
 ) -> torch.Tensor:
-    """Embeddings (n, d) of the images, or of a random view of each, in full precision; stored ones where there are."""
+    """Embeddings (n, d) of the images, or of a random view of each, in full precision; stored ones where they exist."""
     description = f"embedding {images.split}" + (f", copy {view.number + 1}" if view else "")
     device = pick_device(recipe.device)
     store, _ = stored_features(
@@ -308,7 +308,7 @@ def score_all(
     recipe: Recipe,
     terminal: Terminal,
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, int, str], np.ndarray]]:
-    """One result a (checkpoint, shots, classifier), and whether each query was right, under the same key."""
+    """One result per (checkpoint, shots, classifier), and whether each query was right, under the same key."""
     settings = recipe.fewshot
     keys = [(name, shots, method) for name in entrants for shots in settings.shots for method in settings.classifier]
     results, correct = [], {}

@@ -55,7 +55,7 @@ class OwnClasses(Predictor):
 
 
 def own_backbone(checkpoint: Path | None, recipe: Recipe) -> Loaded:
-    """The features of a run, or of the recipe's backbone as it comes, whose classifier is not used."""
+    """The features of a run, or of the recipe's pretrained backbone; its classifier is not used."""
     if checkpoint is not None:
         return load_checkpoint(checkpoint)
     model = build_model(recipe.model, 2, recipe.data.image_size)
@@ -73,7 +73,7 @@ def fewshot_folder(
     out: Path | None,
     terminal: Terminal,
 ) -> dict[str, Any]:
-    """Say what the support's photos are good for, and name the query images by them; returns summary.json's content.
+    """Estimate how well the support's photos classify, and classify the query by them; returns summary.json's content.
 
     Raises:
         BadRequest: fewer than two class folders, a query image among the support, no images, no such checkpoint.

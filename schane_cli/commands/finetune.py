@@ -122,7 +122,7 @@ def _open_seeds(parent: RunFolder, recipe: Recipe, command: str, *, resuming: bo
 
 
 def run_or_resume(run: Callable[..., dict[str, Any]], recipe: Recipe, path: Path, terminal: Terminal) -> dict[str, Any]:
-    """The run of a recipe in its folder: kept where it is finished, resumed where it was stopped, begun otherwise.
+    """The run of a recipe in its folder: kept where it is finished, resumed where it was stopped, started otherwise.
 
     `run` is a command that trains: finetune, or few-shot base training.
     """

@@ -54,7 +54,7 @@ classify = pipeline("image-classification", "FOLDER")
 
 
 def _dataset(loaded: Loaded) -> str:
-    """A dataset by name, or the last part of a folder's: the path is the author's own affair."""
+    """A dataset by name, or the last part of a folder's: the path concerns only its author."""
     return loaded.recipe.data.dataset.rstrip("/").rpartition("/")[2]
 
 

@@ -1,4 +1,4 @@
-"""What a finished run came to, given to the trackers that followed its training."""
+"""The results of a finished run, given to the trackers of its training."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from schane_cli.training.trackers import send_results
 def share_results(path: Path, terminal: Terminal) -> None:
     """Send metrics, hyper-parameters and page of a run, and of the runs below it, to its recipe's trackers.
 
-    A tracker that is gone by now is said and no more: the run is whole without it.
+    A tracker that has gone by now is only reported: the run is complete without it.
     """
     for run in RunFolder.below(path):
         if not run.finished or "runs" in run.read_summary() or not run.page.is_file():

@@ -33,7 +33,7 @@ from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_l
 from schane_cli.terminal import Terminal
 
 SHOWN = 300  # images of a kind on the page
-FEWEST = 10  # images: fewer make no neighbourhood
+FEWEST = 10  # images: fewer have no neighbourhood
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def write_tables(run: RunFolder, reviewed: Reviewed, terminal: Terminal) -> int:
             "bits": near.duplicate_bits,
         }
     ).to_csv(run.duplicates_table, index=False)
-    sure = [i for i in reviewed.issues if reviewed.suggested_chance[i] > 0.5]  # only these are taken unseen
+    sure = [i for i in reviewed.issues if reviewed.suggested_chance[i] > 0.5]  # only these are applied without a look
     pd.DataFrame({"path": paths[sure], "label": names[suggested[sure]]}).to_csv(run.relabel_table, index=False)
     pd.DataFrame({"path": paths[redundant(near.duplicates)]}).to_csv(run.exclude_table, index=False)
     shown_rows(reviewed, paths, names, suggested, terminal).to_parquet(run.shown_table, index=False)

@@ -1,4 +1,4 @@
-"""`schane study`: every trial of a study file, run by any number of workers, stopped and continued at will."""
+"""`schane study`: every trial of a study file, run by any number of workers, stopped and resumed at any time."""
 
 import statistics
 import time
@@ -33,13 +33,13 @@ def study(
 ) -> dict[str, Any]:
     """Work on a study until no trial is left; returns the content of its summary.json.
 
-    `storage` is an Optuna URL; None means a SQLite file in the study's folder. `machine` holds recipe values that are
-    this computer's (data.root, model.weights, device), which are not part of the study.
+    `storage` is an Optuna URL; None means a SQLite file in the study's folder. `machine` holds recipe values of
+    this computer (data.root, model.weights, device), which are not part of the study.
 
     Raises:
         BadRequest: a bad study file, data that cannot be read, a study begun with another file; before any trial.
-        SchaneError: the storage stayed away; nothing is lost.
-        Interrupted: a signal came; the trial under way is saved and queued again.
+        SchaneError: the storage did not come back; nothing is lost.
+        Interrupted: a signal came; the current trial is saved and queued again.
     """
     from schane_cli.commands.study_queue import Queue  # Optuna is an extra
 
@@ -65,7 +65,7 @@ def study(
 
 
 def check_trials(file: StudyFile, machine: Mapping[str, Any]) -> None:
-    """BadRequest for a trial whose recipe does not hold, or whose data cannot be read, before any trial runs."""
+    """BadRequest for a trial whose recipe is not valid, or whose data cannot be read, before any trial runs."""
     recipes = recipes_of(file, machine)
     load = load_fewshot_splits if file.command == "fewshot" else load_splits
     for data in dict.fromkeys(recipe.data.model_dump_json() for recipe in recipes):
@@ -154,7 +154,7 @@ def _title(setting: Setting) -> str:
 def _figure(summary: Mapping[str, Any], name: str) -> float:
     values = make_run("", {}, summary).values
     if name not in values:
-        raise BadRequest(f"the study's metric {name!r} is none of its runs' metrics, which are {', '.join(values)}")
+        raise BadRequest(f"the study's metric {name!r} is not one of its runs' metrics, which are {', '.join(values)}")
     return values[name]
 
 

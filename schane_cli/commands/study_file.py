@@ -49,7 +49,7 @@ class Range(_Part):
 
 
 class StudyFile(_Part):
-    """What `schane study` reads. `arms` x `grid` x `seeds` are run whole; a `search` draws `trials` points instead."""
+    """What `schane study` reads. `arms` x `grid` x `seeds` are all run; a `search` draws `trials` points instead."""
 
     recipe: str = Field("digits", description="recipe by name or path that every run starts from")
     command: Literal["finetune", "fewshot"] = Field("finetune", description="the command of every run")
@@ -60,10 +60,10 @@ class StudyFile(_Part):
     trials: int | None = Field(None, ge=1, le=MAX_TRIALS, description="points drawn by a search")
     seeds: list[Seed] = Field([0], min_length=1, max_length=MAX_SEEDS, description="seeds of every setting")
     metric: str | None = Field(
-        None, description="the runs' metric to make best (a search: val_accuracy) or compare (a grid: test_accuracy)"
+        None, description="metric of the runs to optimise (a search: val_accuracy) or compare (a grid: test_accuracy)"
     )
     baseline: str | None = Field(None, description="the arm that the others are compared with")
-    heartbeat_seconds: int = Field(15, ge=1, le=3600, description="a worker silent for four of these is taken for dead")
+    heartbeat_seconds: int = Field(15, ge=1, le=3600, description="a worker silent for four of these counts as dead")
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "StudyFile":
@@ -73,7 +73,7 @@ class StudyFile(_Part):
         if self.search and (self.grid or self.arms):
             raise ValueError("a study has a search, or arms and a grid, not both")
         if bool(self.search) != (self.trials is not None):
-            raise ValueError("search and trials go together")
+            raise ValueError("search and trials need each other")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds repeat: {self.seeds}")
         if self.metric is not None and find_metric(self.metric) is None:
@@ -81,7 +81,7 @@ class StudyFile(_Part):
                 f"no metric is called {self.metric!r}; runs have test_accuracy, val_accuracy, test_nll, ..."
             )
         if self.baseline is not None and self.baseline not in self.arms:
-            raise ValueError(f"baseline {self.baseline!r} is none of the arms{nearest(self.baseline, self.arms)}")
+            raise ValueError(f"baseline {self.baseline!r} is not one of the arms{nearest(self.baseline, self.arms)}")
         return self
 
     @property
@@ -164,7 +164,7 @@ def _label(arm: str, chosen: Mapping[str, Any]) -> str:
 
 
 def study_recipe(study: StudyFile, values: Mapping[str, Any], seed: int, machine: Mapping[str, Any]) -> Recipe:
-    """The recipe of one run. `machine` holds what is this computer's: where its data and weights lie, its device.
+    """The recipe of one run. `machine` holds what belongs to this computer: where its data and weights lie, its device.
 
     Raises:
         BadRequest: a value out of range, or an unknown recipe.

@@ -1,7 +1,7 @@
 """The trials of a study in Optuna's storage: each claimed by one worker, which sends heartbeats.
 
 A trial is queued as WAITING and claimed by Optuna's own compare-and-set to RUNNING, so that any number of workers on
-one SQLite file or one PostgreSQL server share a study and none runs what another has.
+one SQLite file or one PostgreSQL server share a study and none runs what another is running.
 """
 
 import logging
@@ -82,7 +82,7 @@ class Queue:
         self._fill(planned)
 
     def _await_plan(self) -> None:
-        """Wait for the worker that made the study to queue its trials; after a while it is taken for dead."""
+        """Wait for the worker that made the study to queue its trials; after a while it counts as dead."""
         for _ in range(20):
             if "planned" in self.study.user_attrs:
                 return
@@ -93,7 +93,7 @@ class Queue:
         changed = changed_keys(before, self.file.model_dump(mode="json")) if before else []
         if changed:
             raise BadRequest(
-                f"the study file changed since the study began: {', '.join(changed)}; put the values back, or begin "
+                f"the study file changed since the study began: {', '.join(changed)}; put the values back, or start "
                 "another study with --out"
             )
 
@@ -119,7 +119,9 @@ class Queue:
 
     def _take(self, trial_id: int) -> bool:
         try:
-            self._storage.record_heartbeat(trial_id)  # before it runs: a worker that dies right here is found too
+            self._storage.record_heartbeat(
+                trial_id
+            )  # before it runs, so that a worker that dies right here is noticed too
             return self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
         except UpdateFinishedTrialError:
             return False
@@ -132,7 +134,7 @@ class Queue:
 
     @contextmanager
     def beating(self, claimed: Claimed) -> Iterator[None]:
-        """Tell the storage every `heartbeat_seconds` that this worker lives."""
+        """Tell the storage every `heartbeat_seconds` that this worker is alive."""
         ended = threading.Event()
 
         def beat() -> None:
@@ -140,7 +142,7 @@ class Queue:
                 try:
                     self._storage.record_heartbeat(claimed.trial._trial_id)
                 except _DOWN:
-                    continue  # the worker itself meets the storage when its trial ends, and speaks then
+                    continue  # the worker itself will meet the storage when its trial ends, and report it then
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -155,11 +157,11 @@ class Queue:
         self._end(claimed, {"summaries": summaries}, TrialState.COMPLETE, [value])
 
     def fail(self, claimed: Claimed, error: str) -> None:
-        """Keep the reason of a trial that failed; it is not run again unasked."""
+        """Keep the reason of a trial that failed; it is not run again unless asked for."""
         self._end(claimed, {"error": error}, TrialState.FAIL, None)
 
     def give_back(self, claimed: Claimed) -> None:
-        """Queue a trial again that this worker was stopped in."""
+        """Queue again the trial in which this worker was stopped."""
         frozen = self._patiently(lambda: self._storage.get_trial(claimed.trial._trial_id))
         self._end(claimed, {"stopped": True}, TrialState.FAIL, None)
         self._patiently(lambda: self._queue_again(frozen, frozen.user_attrs["attempt"]))
@@ -172,7 +174,7 @@ class Queue:
                 claimed.trial.set_user_attr(name, value)
             self._storage.set_trial_state_values(claimed.trial._trial_id, state, values)
 
-        # taken for dead while the storage was away: whoever runs it again finds the finished run folder
+        # counted as dead while the storage was away: whoever runs it again finds the finished run folder
         with suppress(UpdateFinishedTrialError):
             self._patiently(tell)
 

@@ -32,10 +32,10 @@ def md5_of(path: Path, terminal: Terminal) -> str:
 
 
 def download(url: str, path: Path, md5: str, terminal: Terminal) -> None:
-    """Fetch `url` to `path`, going on from `path`.part where a former try stopped; the file appears once it is right.
+    """Fetch `url` to `path`, resuming from `path`.part where an earlier try stopped; the file appears once verified.
 
     Raises:
-        SchaneError: the source cannot be reached (what came so far is kept), or the checksum is wrong (nothing is).
+        SchaneError: the source cannot be reached (what came is kept), or the checksum is wrong (nothing is kept).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -48,7 +48,7 @@ def download(url: str, path: Path, md5: str, terminal: Terminal) -> None:
         actual = md5_of(part, terminal)
     if actual != md5:
         part.unlink()
-        raise SchaneError(f"{url} came with md5 {actual}, not {md5}: altered on the way or at its source; removed")
+        raise SchaneError(f"{url} has md5 {actual}, not {md5}: altered on the way or at its source; removed")
     part.replace(path)
 
 
@@ -76,9 +76,9 @@ def _fetch(url: str, part: Path) -> None:
 
 @contextmanager
 def beside(folder: Path) -> Iterator[Path]:
-    """An empty folder inside `folder`, for work that is moved out of it when whole; gone afterwards in any case.
+    """An empty folder inside `folder`, for work that is moved out of it when complete; removed afterwards in any case.
 
-    What killed processes of this machine left behind is removed first.
+    Leftovers of killed processes of this machine are removed first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
@@ -112,7 +112,7 @@ def unpack(archive: Path, target: Path, terminal: Terminal) -> None:
     """Unpack a tar (plain or compressed) or zip file into the folder `target`, which should be a temporary one.
 
     Raises:
-        SchaneError: the archive is cut short or broken, or has a member that would land outside `target` (an absolute
+        SchaneError: the archive is cut short or broken, or has a member that would lie outside `target` (an absolute
             path, `..`, a link that leads out) or is not a file, folder or link.
     """
     try:

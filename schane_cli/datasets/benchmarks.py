@@ -1,6 +1,6 @@
-"""The benchmarks that schane knows by name: what each is, whose it is, where its files come from.
+"""The benchmarks that schane knows by name: what each is, who made it, where its files come from.
 
-Facts only, so that listing them loads no torch; the files are read by `readers`, `cifar` and `imagenet`.
+Facts only, so that listing them does not load torch; the files are read by `readers`, `cifar` and `imagenet`.
 """
 
 from collections.abc import Mapping

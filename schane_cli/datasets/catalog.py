@@ -28,7 +28,7 @@ __all__ = [
 BUILT_IN = benchmarks  # importing it registers its datasets
 KINDS = {
     "folder": "folder:PATH, a folder of one folder per class, or of train, val and test folders of such",
-    "csv": "csv:FILE, a table with columns path and label, and if you like split",
+    "csv": "csv:FILE, a table with columns path and label, and optionally split",
     "hfds": "hfds:NAME, a Hugging Face dataset by its name on the hub or its local folder (extra hf)",
     "wds": "wds:PATH, a folder of WebDataset shards (.tar)",
 }
@@ -40,7 +40,7 @@ def known_dataset(name: str) -> Dataset | None:
     """The dataset called `name`, of schane or of an installed package; None where there is none.
 
     Raises:
-        BadRequest: the package that adds it cannot be imported, or adds something else than a dataset.
+        BadRequest: the package that adds it cannot be imported, or adds something other than a dataset.
     """
     if name in DATASETS or name in _plugged:
         return DATASETS.get(name) or _plugged[name]
@@ -62,7 +62,7 @@ def known_dataset(name: str) -> Dataset | None:
 
 
 def find_dataset(name: str) -> Dataset:
-    """The dataset called `name`; BadRequest with the nearest name and what else is read otherwise."""
+    """The dataset called `name`; otherwise BadRequest with the nearest name and the other kinds of source."""
     dataset = known_dataset(name)
     if dataset is None:
         names = [*DATASETS, *plugins.plugin_names(plugins.DATASETS)]
@@ -88,7 +88,7 @@ def all_datasets() -> tuple[list[Dataset], list[str]]:
 
 
 def parse_source(name: str) -> tuple[str, str] | None:
-    """(kind, place) of `folder:PATH` and its like, with a slash for the colon too; None for a dataset's name.
+    """(kind, place) of `folder:PATH` and the like, with a slash for the colon too; None for a dataset's name.
 
     Raises:
         BadRequest: no place after the colon, or an address where files are wanted.
@@ -106,13 +106,13 @@ def parse_source(name: str) -> tuple[str, str] | None:
 
 
 def refuse_address(place: str, reader: str) -> None:
-    """BadRequest for `s3://…`, `https://…` and their like where files of this machine are read."""
+    """BadRequest for `s3://…`, `https://…` and the like where files of this machine are read."""
     if _ADDRESS.match(place):
         raise BadRequest(f"{place} is an address, and {reader} files of this machine; copy or mount it here first")
 
 
 def require_source(name: str) -> None:
-    """BadRequest for a name that no dataset has, or a place that is not there; nothing is read."""
+    """BadRequest for a name that no dataset has, or a place that does not exist; nothing is read."""
     parsed = parse_source(name)
     if parsed is None:
         find_dataset(name)

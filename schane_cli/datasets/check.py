@@ -27,7 +27,7 @@ class Verdict:
     """What a check found. `problems` must be fixed; `remarks` are facts of the source to know about.
 
     `bad` lists (id, reason) of the images that `data.exclude` should leave out: those that cannot be read, and those
-    of train that val or test hold too.
+    of train that are also in val or test.
     """
 
     dataset: str
@@ -54,7 +54,7 @@ def check(
     name: str, root: Path, terminal: Terminal, *, sample: int | None = 500, settings: Mapping[str, Any] | None = None
 ) -> Verdict:
     """Look through a dataset: images and classes per split against the published ones, images decoded, and every
-    image's content compared between splits. Nothing stops it at the first fault.
+    image's content compared between splits. It does not stop at the first fault.
 
     Of a split that does not fit in memory `sample` images are decoded (None: all). `settings` are further recipe
     values under dotted keys, such as data.label_column.

@@ -1,4 +1,4 @@
-"""CIFAR-100 in each layout that people have it in, to the same images in the same order, and its few-shot sets."""
+"""CIFAR-100 from every usual layout, always as the same images in the same order, and its few-shot sets."""
 
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +21,10 @@ _SPLITS = ("train", "test")
 def cifar100(folder: Path) -> dict[str, ImageSet]:
     """Train and test from torchvision's archive, Hugging Face's parquet files, or class folders under train/ and test/.
 
-    Images are ordered and called by class and content, so that every layout gives the same splits and the same run.
+    Images are ordered and named by class and content, so that every layout gives the same splits and the same run.
 
     Raises:
-        BadRequest: a checksum that does not match, a missing column, a class folder that is none of the hundred.
+        BadRequest: a checksum that does not match, a missing column, a class folder that is not one of the hundred.
     """
     if (folder / "cifar-100-python").is_dir():
         parts = {split: _from_archive(folder, split) for split in _SPLITS}
@@ -70,7 +70,7 @@ def _from_folders(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     class_names = [_MISSPELT.get(name, name) for name in part.class_names]
     unknown = [name for name in class_names if name not in index]
     if unknown:
-        raise BadRequest(f"{folder / split} has a class {unknown[0]!r} that is not of CIFAR-100")
+        raise BadRequest(f"{folder / split} has a class {unknown[0]!r} that CIFAR-100 does not have")
     if not isinstance(part.images, np.ndarray) or part.images.shape[1:] != (32, 32, 3):
         raise BadRequest(f"{folder / split} holds images that are not 32 x 32; CIFAR-100's are")
     return part.images, np.array([index[name] for name in class_names])[part.labels]

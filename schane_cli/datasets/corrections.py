@@ -1,4 +1,4 @@
-"""What a user has found wrong with a source: images to leave out, images to give another class."""
+"""What a user corrects in a source: images to leave out, images to relabel."""
 
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -83,7 +83,7 @@ def _places(part: ImageSet, wanted: AbstractSet[str]) -> dict[str, int]:
 
 
 def _require_match(matched: set[str], wanted: AbstractSet[str], file: Path, parts: Parts) -> None:
-    """BadRequest for a list that names images, but none of these."""
+    """BadRequest for a list that names images, but none of this dataset."""
     if wanted and not matched:
         dataset = next(iter(parts.values())).dataset
         raise BadRequest(f"{file} names no image of {dataset}, as with {min(wanted)}; it is of another dataset")

@@ -1,4 +1,4 @@
-"""What a dataset is: its facts, where its files lie, what of them is there. One class per dataset, registered once."""
+"""What a dataset is: its facts, where its files lie, and which are there. One class per dataset, registered once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from schane_cli.images.imageset import ImageSet
 
 CARVED = "val is carved out of train by the recipe's rule (data.val_fraction, data.split_seed)"
-VAL_IS_TEST = f"the official val split is test, whose labels alone are public; {CARVED}"
+VAL_IS_TEST = f"the official val split is test, the only one with public labels; {CARVED}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Dataset:
     images_per_class: int | None = None  # as published, of a few-shot set
 
     def folder(self, root: Path) -> Path:
-        """Where its files lie: `<root>/<name>`, or the root itself where they lie straight in it."""
+        """Where its files lie: `<root>/<name>`, or the root itself where they lie directly in it."""
         place = root.expanduser()
         below = place / self.name
         straight = not below.is_dir() and any(layout and _matches_all(place, layout) for layout in self.layouts)
@@ -91,7 +91,7 @@ Kind = TypeVar("Kind", bound=type[Dataset])
 
 
 def register(kind: Kind) -> Kind:
-    """Make a dataset known by its name; a decorator of its class."""
+    """Register a dataset under its name; a decorator of its class."""
     DATASETS[kind.name] = kind()
     return kind
 
@@ -138,7 +138,7 @@ def state(dataset: Dataset, root: Path) -> str:
         key=len,
     )
     if parts:
-        return f"incomplete: {parts[0]} is half downloaded"
+        return f"incomplete: {parts[0]} is only partly downloaded"
     whole = any(len(absent) == len(layout) for layout in dataset.layouts)
     return "missing" if whole else f"incomplete: {', '.join(absent)} missing"
 

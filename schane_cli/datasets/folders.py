@@ -82,7 +82,7 @@ def _instead(listing: Listing) -> str:
 
 
 def folder_parts(dataset: str, folder: Path) -> Parts:
-    """Class folders below a folder for each split, whatever its case and wording, or class folders alone (`all`).
+    """Class folders below a folder for each split, in any case and wording, or class folders only (`all`).
 
     Raises:
         BadRequest: no such folder, splits that are ambiguous or have no class folders, classes that
@@ -104,7 +104,9 @@ def folder_parts(dataset: str, folder: Path) -> Parts:
     others = sorted(set(names) - {*chosen.values(), *flat.values()} - set(of_classes))
     if others:
         shown = ", ".join(printable(name) for name in others[:5]) + (", …" if len(others) > 5 else "")
-        remarks.append(f"folders beside {chosen['train']} that are not read, since no split is called so: {shown}")
+        remarks.append(
+            f"folders beside {chosen['train']} that are not read, since they are not named like a split: {shown}"
+        )
     return _split_parts(dataset, folder, chosen, flat, [*notes, *remarks, *flat_remarks])
 
 
@@ -120,7 +122,7 @@ def _unwrapped(folder: Path) -> Path:
 def _without_splits(
     dataset: str, folder: Path, names: list[str], split_like: list[str], chosen: dict[str, str], notes: list[str]
 ) -> Parts:
-    """Class folders alone; those called like a split are classes only beside others and where one split is meant."""
+    """Class folders only; those named like a split are classes only beside others and where one split is meant."""
     if chosen:
         raise BadRequest(f"{folder} has {' and '.join(chosen.values())} but no train folder")
     if split_like and (len(split_like) > 1 or set(split_like) == set(names)):

@@ -48,7 +48,11 @@ def huggingface_parts(dataset: str, name: str, recipe: DataRecipe) -> Parts:
             raise BadRequest(f"{dataset} has no split called train, only {', '.join(tables)}")
         chosen = {"all": next(iter(tables))}
     others = sorted(set(tables) - set(chosen.values()) - {name for name in tables if splits_in(name)})
-    notes += [f"splits of {dataset} that are not read, since none is called so: {', '.join(others)}"] if others else []
+    notes += (
+        [f"splits of {dataset} that are not read, since they are not named like a split: {', '.join(others)}"]
+        if others
+        else []
+    )
     tables = {split: tables[own] for split, own in chosen.items()}
     image_column, label_column = _columns(dataset, next(iter(tables.values())).features, recipe)
     labels, names = _labels(tables, label_column)

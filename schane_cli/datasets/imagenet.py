@@ -32,7 +32,7 @@ def miniimagenet(folder: Path, imagenet: Path) -> dict[str, ImageSet]:
     that uses ImageNet's own names (n01532829_77.JPEG) is taken by name.
 
     Raises:
-        BadRequest: a class in two lists, an image listed twice, a name that stands for no file.
+        BadRequest: a class in two lists, an image listed twice, a name that no file has.
     """
     lists = {split: read_csv(folder / f"{split}.csv", ("filename", "label")) for split in ("train", "val", "test")}
     _require_disjoint(folder, lists)

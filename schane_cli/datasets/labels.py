@@ -21,7 +21,7 @@ def number_labels(
     """(class names, int64 (n,) class numbers of each split with MISSING where there is no label).
 
     `names` are the class names that each split's own numbers stand for; they may come in another order in each. Without
-    them whole numbers are classes of their own in ascending order, however sparse or large, and texts are in
+    them whole numbers are classes in ascending order, however sparse or large, and texts are in
     alphabetical order.
 
     Raises:
@@ -73,7 +73,7 @@ def _text(value: Any, where: Where, split: str, row: int) -> str | None:
 
 
 def _whole(text: str) -> str:
-    """`3.0` as `3`, as a table writes whole numbers once a label is missing in it."""
+    """`3.0` as `3`, as a table writes whole numbers where a label is missing."""
     whole, point, rest = text.partition(".")
     return whole if point and whole.lstrip("-").isdecimal() and rest.strip("0") == "" else text
 
@@ -95,7 +95,7 @@ def _named(column: list[str | None], names: Sequence[str], where: Where, split: 
             named.append(text)
         else:
             raise BadRequest(
-                f"{where(split, row)}: label {text} stands for none of the {len(names)} class names, which are "
+                f"{where(split, row)}: label {text} is not one of the {len(names)} class names, which are "
                 f"numbered from 0 to {len(names) - 1}"
             )
     return named
@@ -112,7 +112,7 @@ def settle_missing(parts: Parts, where: Where, source: str) -> None:
         if part is None or not (missing := np.flatnonzero(part.labels == MISSING)).size:
             continue
         if len(missing) == len(part) and split in {"val", "test"}:
-            parts.without_labels(split, f"all {len(part):,} images of {source} {split} come without one")
+            parts.without_labels(split, f"all {len(part):,} images of {source} {split} have none")
             continue
         shown = ", ".join(where(split, int(row)) for row in missing[:_SHOWN])
         more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""

@@ -22,7 +22,7 @@ _SHOWN_MISSING = 3
 
 @dataclass
 class Listing:
-    """The pictures in a folder and below it, and the files that are none.
+    """The pictures in a folder and below it, and the other files.
 
     `names` are paths relative to a base folder, in alphabetical order; `skipped` counts the other files by suffix.
     """
@@ -32,7 +32,7 @@ class Listing:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is one that the user does not see: `.…`, `@eaDir`, `__MACOSX` and their like."""
+    """Whether a file or folder is one that the user does not see: `.…`, `@eaDir`, `__MACOSX` and the like."""
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS | _SYSTEM_FILES
 
 
@@ -81,7 +81,7 @@ def visible_folders(folder: Path) -> list[str]:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether pictures lie straight in a folder."""
+    """Whether pictures lie directly in a folder."""
     return any(not _is_folder(entry) and skipped_suffix(entry) is None for entry in _visible(str(folder)))
 
 

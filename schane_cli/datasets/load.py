@@ -75,20 +75,20 @@ def load_splits(recipe: DataRecipe) -> Splits:
         splits = replace(splits, train=cut_train(splits.train, recipe.train_per_class, recipe.split_seed))
         splits.notes.append(f"train cut to {recipe.train_per_class} images per class by seed {recipe.split_seed}")
     if recipe.train_on == "trainval":
-        splits.notes.append("TRAINED ON TRAIN + VAL: the val figures are not held out")
+        splits.notes.append("TRAINED ON TRAIN + VAL: val metrics are not on held-out images")
         splits = replace(splits, train=splits.train.joined(splits.val, "trainval"))
     return splits
 
 
 def _without_shared(parts: Parts, notes: list[str]) -> Parts:
-    """The parts, with train rid of the images that the source puts into val or test too."""
+    """The parts, with the images that the source also puts into val or test left out of train."""
     others = [part for split, part in parts.items() if split in {"val", "test"}]
     if "train" not in parts or not others:
         return parts
     kept = Parts(parts, parts.notes[len(parts.notes) :])
     kept["train"], kept.left_out = without_shared(parts["train"], others), parts.left_out
     count = len(parts["train"]) - len(kept["train"])
-    notes.append(f"{count:,} images left out of train, since val or test hold them too (data.leave_out_shared)")
+    notes.append(f"{count:,} images left out of train, since they are also in val or test (data.leave_out_shared)")
     return kept
 
 
@@ -97,7 +97,7 @@ def _shared_notes(splits: dict[str, ImageSet]) -> list[str]:
     notes = []
     for (one, other), pairs in shared_between(splits).items():
         first, second = splits[one].ids[pairs[0][0]], splits[other].ids[pairs[0][1]]
-        advice = "; --set data.leave_out_shared=true leaves such out of train" if one == "train" else ""
+        advice = "; --set data.leave_out_shared=true leaves them out of train" if one == "train" else ""
         notes.append(f"SHARED: {len(pairs):,} images of {other} are also in {one}, as {second} = {first}{advice}")
     return notes
 
@@ -106,7 +106,7 @@ def _official(name: str) -> list[str]:
     """A note where our test is the source's val."""
     dataset = known_dataset(name)
     is_val = dataset is not None and dataset.splits.startswith("the official val")
-    return ["test: the official val split, whose labels alone are public"] if is_val else []
+    return ["test: the official val split, the only one with public labels"] if is_val else []
 
 
 def source_parts(recipe: DataRecipe) -> Parts:
@@ -192,7 +192,7 @@ def load_fewshot_splits(recipe: DataRecipe, *, untrained: bool = False) -> Fewsh
 
 
 def _split_by_class(name: str, parts: dict[str, ImageSet]) -> dict[str, ImageSet]:
-    """The classes of a set without published few-shot classes, parted as its dataset says, else into two halves."""
+    """The classes of a set without published few-shot classes, divided as its dataset says, else into two halves."""
     whole = _whole(parts)
     count = len(whole.class_names)
     if count < 4:

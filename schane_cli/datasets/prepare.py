@@ -32,7 +32,7 @@ def plugin_failures() -> list[str]:
 
 
 def info(name: str, root: Path) -> dict[str, Any]:
-    """All that is known of a dataset: licence, source, counts per split, state on disk, what to download or to do."""
+    """Everything known about a dataset: licence, source, counts per split, state on disk, what to download or to do."""
     kind = name.partition(":")[0].partition("/")[0]
     if kind in KINDS:
         return _source_info(kind, name)
@@ -56,7 +56,7 @@ def info(name: str, root: Path) -> dict[str, Any]:
 
 
 def _source_info(kind: str, name: str) -> dict[str, Any]:
-    """What is known of `folder:PATH` and its like: how it is written, and what lies there where a place is named."""
+    """What is known about `folder:PATH` and the like: how it is written, and what lies there where a place is named."""
     known: dict[str, Any] = {"name": name, "title": KINDS[kind], "by hand": f"write {KINDS[kind].partition(',')[0]}"}
     if name.rstrip(":/") == kind:
         return known
@@ -77,11 +77,11 @@ def _source_info(kind: str, name: str) -> dict[str, Any]:
 def prepare(name: str, root: Path, terminal: Terminal) -> str:
     """Bring a dataset into `<root>/<name>`: download, verify, unpack; returns its state afterwards.
 
-    What is there already is left alone; a stopped download resumes. A file put there by hand is verified and used.
+    What is already there is left alone; a stopped download resumes. A file put there by hand is verified and used.
 
     Raises:
-        BadRequest: files that must be fetched by hand are not there; the message says which and whence.
-        SchaneError: a download, a checksum or an archive failed. Nothing half done is left but a `.part` file.
+        BadRequest: files that must be fetched by hand are not there; the message says which and where from.
+        SchaneError: a download, a checksum or an archive failed. Only a `.part` file is left behind.
     """
     dataset = find_dataset(name)
     if state(dataset, root) == "ready":
@@ -107,7 +107,7 @@ def prepare(name: str, root: Path, terminal: Terminal) -> str:
 
 
 def _bring(dataset: Dataset, archive: Archive, root: Path, terminal: Terminal) -> None:
-    """One file of a dataset: fetched unless there, verified, unpacked beside its place, moved there whole."""
+    """One file of a dataset: fetched unless there, verified, unpacked beside its place, moved there when complete."""
     folder = dataset.folder(root) / archive.below
     if all((folder / name).exists() for name in archive.leaves):
         return
@@ -125,7 +125,7 @@ def _bring(dataset: Dataset, archive: Archive, root: Path, terminal: Terminal) -
 
 
 def _drop_empty(folder: Path) -> None:
-    """A dataset of which nothing came leaves no folder."""
+    """A dataset of which nothing arrived leaves no folder."""
     for place in (*(path for path in folder.glob("*") if path.is_dir()), folder):
         with suppress(OSError):
             place.rmdir()  # refuses unless it is empty

@@ -28,7 +28,7 @@ _MAX_LABEL_BYTES = 2**20
 
 
 class TarImages:
-    """Bytes of image i of some tar shards, read at its offset; each process opens the shards for itself."""
+    """Bytes of image i of some tar shards, read at its offset; each process opens the shards on its own."""
 
     def __init__(self, shards: list[Path], places: np.ndarray) -> None:
         self.shards, self.places = shards, places  # (n, 3): shard, offset, size
@@ -80,7 +80,7 @@ class TarImages:
 
 @dataclass
 class _Index:
-    """The images of one split: where each lies (n, 3), its label as written, its key, and what else was there."""
+    """The images of one split: where each lies (n, 3), its label as written, its key, and the other files beside it."""
 
     shards: list[Path] = field(default_factory=list)
     places: list[tuple[int, int, int]] = field(default_factory=list)
@@ -92,11 +92,11 @@ class _Index:
 def webdataset_parts(dataset: str, folder: Path, recipe: DataRecipe) -> Parts:
     """Shards (tar files of KEY.jpg and KEY.cls, KEY.json or KEY.txt) whose path below the folder names their split.
 
-    Class names come from classes.txt in the folder, a line each, where there is one.
+    Class names come from classes.txt in the folder, one per line, where there is one.
 
     Raises:
         BadRequest: no shards, a shard that is cut short, an image without label or a label without image, two files
-            of one key, a label that classes.txt has no line for.
+            of one key, a label without a line in classes.txt.
     """
     shards = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
     shards = [shard for shard in shards if not any(is_hidden(part) for part in shard.relative_to(folder).parts)]
@@ -237,7 +237,7 @@ def _labels(
         if key not in labels:
             labels[key] = _label_in_json(shard, key, text, label_key)
     for key, text in texts[".txt"].items():
-        if key in images:  # captions and notes may stand alone
+        if key in images:  # captions and notes may have no image
             labels.setdefault(key, text)
     return labels
 

@@ -23,7 +23,7 @@ _WORDS = {
 
 
 def words(name: str) -> list[str]:
-    """The words of a name in lower case, parted at signs, digits and capitals: `seg_Train2` is seg, train, 2."""
+    """The words of a name in lower case, split at signs, digits and capitals: `seg_Train2` is seg, train, 2."""
     parts = re.findall(r"[^\W\d_]+|\d+", name)
     return [word.lower() for part in parts for word in re.sub(r"(?<=[a-z])(?=[A-Z])", " ", part).split()]
 
@@ -55,7 +55,7 @@ def choose_splits(names: Iterable[str], where: str) -> tuple[dict[str, str], lis
             candidates.setdefault(split, []).append(name)
         elif splits_in(name):
             mentioned = " and ".join(sorted(splits_in(name)))
-            notes.append(f"{name!r} of {where} names {mentioned} at once: not read as a split")
+            notes.append(f"{name!r} of {where} names both {mentioned}: not read as a split")
     chosen = {}
     for split, own_names in candidates.items():
         plain = [name for name in own_names if len(words(name)) == 1] or own_names

@@ -19,14 +19,14 @@ Row = dict[str, str]
 
 
 def csv_parts(dataset: str, file: Path, recipe: DataRecipe) -> Parts:
-    """Images listed in a table of path, label and, if you like, split; paths are relative to the table's folder.
+    """Images listed in a table of path, label and, optionally, split; paths are relative to the table's folder.
 
-    The header may be in any case, its columns called otherwise by data.image_column and data.label_column, the fields
-    parted by comma, semicolon, tab or bar, the text UTF-8 or UTF-16.
+    The header may be in any case, its columns renamed by data.image_column and data.label_column, the fields
+    separated by comma, semicolon, tab or bar, the text UTF-8 or UTF-16.
 
     Raises:
         BadRequest: no such file or column, a row of another length, an image listed twice, a label or a file missing,
-            an unknown split, a class of val or test that train has no image of. The line is named.
+            an unknown split, a class of val or test without images in train. The line is named.
     """
     path_column, label_column = recipe.image_column or "path", recipe.label_column or "label"
     rows, lines = read_table_file(file, (path_column, label_column))
@@ -67,10 +67,10 @@ def _rows_by_split(file: Path, rows: list[Row], lines: list[int]) -> dict[str, l
 
 
 def _split_like_columns(file: Path, rows: list[Row], used: set[str]) -> list[str]:
-    """A sentence for each column that looks like splits but is not called split."""
+    """A sentence for each column that looks like splits but is not named split."""
     others = [name for name in rows[0] if name not in {*used, "split"}]
     columns = [name for name in others if all(split_of(value) for value in {row[name] for row in rows})]
-    return [f"column {name!r} of {file} looks like splits but is not read: call it split" for name in columns]
+    return [f"column {name!r} of {file} looks like splits but is not read: rename it to split" for name in columns]
 
 
 def _require_once(file: Path, paths: list[str], lines: list[int]) -> None:
@@ -114,7 +114,7 @@ def read_table_file(file: Path, columns: Sequence[str]) -> tuple[list[Row], list
                 continue
             if len(fields) != len(header):
                 raise BadRequest(
-                    f"{file} line {reader.line_num + skipped} has not the {len(header)} fields of the header"
+                    f"{file} line {reader.line_num + skipped} does not have the {len(header)} fields of the header"
                 )
             rows.append(dict(zip(header, (field.strip() for field in fields), strict=True)))
             numbers.append(reader.line_num + skipped)
@@ -128,7 +128,7 @@ def _require_columns(file: Path, header: list[str], columns: Sequence[str]) -> N
         if name.casefold() not in header:
             raise BadRequest(
                 f"{file} has no column {name!r}{nearest(name.casefold(), header)}; its first line must name "
-                f"{', '.join(columns)}, or say what yours are called with --set data.image_column=… and "
+                f"{', '.join(columns)}, or give the names of yours with --set data.image_column=… and "
                 "--set data.label_column=…"
             )
 

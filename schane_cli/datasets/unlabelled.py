@@ -21,9 +21,9 @@ _PLACEHOLDER = (3, 8, 8)
 
 @dataclass(frozen=True)
 class UnlabelledImages(ImageSet):
-    """Files to be read as they are asked for; their labels are all -1.
+    """Files that are read when they are needed; their labels are all -1.
 
-    A file that cannot be read does not stop anything: it reads as black, and `unreadable` (bool, shape (n,), shared
+    A file that cannot be read stops nothing: it reads as black, and `unreadable` (bool, shape (n,), shared
     with loader processes) has its place set from then on; `reason` says why.
     """
 

@@ -18,7 +18,7 @@ RESAMPLE_CELLS = 4_000_000  # weights held as float32 at a time: 16 MB
 class Measured:
     """A metric's value on the data, and its values on the bootstrap resamples (B,) or on the halves of splits (2, K).
 
-    Which, the registry says; empty where the metric has no interval.
+    The registry says which; empty where the metric has no interval.
     """
 
     value: float
@@ -75,7 +75,7 @@ def _only_column(means: Floats) -> Floats:
 class Halves:
     """`n_splits` random splits of n images into two halves, drawn once from `seed` and shared by every metric.
 
-    For metrics that a bootstrap spoils: in a resample an image drawn twice is its own nearest neighbour. Both halves
+    For metrics that a bootstrap distorts: in a resample an image drawn twice is its own nearest neighbour. Both halves
     are fresh samples without repeats, of half the size; half their difference has the standard error of the metric on
     all images, for any metric whose variance falls as 1 / n (half-sampling; Shao and Wu 1989). `first` (K, n) marks
     the images of each split's first half.
@@ -87,7 +87,7 @@ class Halves:
         self.first = order < n // 2
 
     def values(self, measure: Callable[[NDArray[np.bool_]], Floats], splits: slice = slice(None)) -> Floats:
-        """The metrics (2, K, m) of both halves of each split, `measure` making (m,) of the images it is told (n,)."""
+        """The metrics (2, K, m) of both halves of each split, `measure` gives (m,) for the images marked (n,)."""
         both = [[measure(half), measure(~half)] for half in self.first[splits]]
         values: Floats = np.array(both).swapaxes(0, 1)
         return values

@@ -25,7 +25,7 @@ ECE_DRAWS = 500
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The images whose top-label confidence lies in (low, high]; the first bin holds 0 too.
+    """The images whose top-label confidence lies in (low, high]; the first bin includes 0.
 
     `confidence` (mean) and `accuracy` are None where no image falls.
     """
@@ -41,8 +41,8 @@ class ReliabilityBin:
 class Calibration:
     """ECE (top-label, equal-width bins), NLL (negative log-likelihood, nats), Brier score (0 to 2).
 
-    `ece_debiased` takes off what chance adds to a sum of absolute values. `ece_calibrated` is what a calibrated model
-    of this confidence would score on average over this many images.
+    `ece_debiased` subtracts what chance adds to a sum of absolute values. `ece_calibrated` is the mean ECE of
+    calibrated models of this confidence over this many images.
     """
 
     ece: Estimate
@@ -105,7 +105,7 @@ def per_class_accuracy(logits: Any, labels: Any) -> list[Estimate | None]:
 
 @dataclass(frozen=True)
 class ClassMeans:
-    """Figures in which every class counts alike, however many images it has."""
+    """Metrics in which every class counts equally, however many images it has."""
 
     balanced_accuracy: Estimate
     macro_f1: Estimate
@@ -182,18 +182,18 @@ def calibration(
 def expected_calibration_error(
     confidence: Floats, correct: Floats, in_bin: Ints, n_bins: int, seed: int
 ) -> tuple[Estimate, Estimate, float]:
-    """ECE, its debiased value, both with the 95 % interval of the true ECE, and what a calibrated model would score.
+    """ECE, its debiased value, both with the 95 % interval of the true ECE, and the mean ECE of calibrated models.
 
     `confidence`, `correct` (n,), `in_bin` (n,) in 0..n_bins-1. The sum of absolute gaps is biased upwards: chance opens
     a gap in every bin. A bootstrap repeats that bias, and its interval held the truth of a calibrated model in 1 to 2 %
     of draws. Here
 
-    - the debiased value takes off the mean of sum |gap + noise| - |gap|, the noise normal with each bin's standard
+    - the debiased value subtracts the mean of sum |gap + noise| - |gap|, the noise normal with each bin's standard
       error and the gaps shrunk to sqrt(gap^2 - error^2) (Kumar et al. 2019 take them as they are, which leaves more of
       the bias);
     - the upper end adds 1.96 standard errors of the signed sum of gaps: as |gap + noise| >= |gap| + noise * sign(gap),
       the truth lies above it in at most 2.5 % of draws;
-    - the lower end takes off the 97.5 % quantile of the same difference, and is 0 where 2.5 % or more of calibrated
+    - the lower end subtracts the 97.5 % quantile of the same difference, and is 0 where 2.5 % or more of calibrated
       models of this confidence would score as much.
     """
     n = len(confidence)
@@ -281,6 +281,6 @@ def check_logits(logits: Any, labels: Any) -> tuple[Floats, Ints]:
         raise ValueError(f"labels must be class indices (integers); got {labels.dtype}")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}, but the logits know {logits.shape[1]} classes"
+            f"labels run from {labels.min()} to {labels.max()}, but the logits have {logits.shape[1]} classes"
         )
     return logits, labels

@@ -1,4 +1,4 @@
-"""What may be wrong with a labelled set, from its embeddings: wrong labels, near-duplicates, outliers."""
+"""What may be wrong with a labelled set, judged by its embeddings: wrong labels, near-duplicates, outliers."""
 
 import warnings
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Neighbourhood:
 
 @dataclass(frozen=True)
 class LabelEvidence:
-    """What classifiers that never saw an image say of its label.
+    """What classifiers that never saw an image predict about its label.
 
     `probabilities` (n, C): of the classes, calibrated. `wrong` (n,): the chance that the label is wrong. `suggested`
     (n,): the likeliest class but the label's own, and `suggested_chance` (n,) the chance that it is the true one.
@@ -161,7 +161,7 @@ def neighbourhood(vectors: Floats, hashes: Ints) -> Neighbourhood:
     """Nearest neighbours, outlier scores and near-duplicates of `vectors` (n, d) with `hashes` uint64 (n,).
 
     Takes n^2 d multiplications and memory linear in n. Two images are near-duplicates where embedding and hash agree
-    (DUPLICATE_RULES): the embedding alone calls every pair of a class alike once a model is fine-tuned.
+    (DUPLICATE_RULES): after fine-tuning the embedding alone makes every pair of a class look alike.
     """
     unit = (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
     n, k = len(unit), min(NEIGHBOURS, len(unit) - 1)

@@ -1,13 +1,13 @@
 """Embedding quality: every metric with its bootstrap interval, and the paired comparison of two checkpoints.
 
-What varies is the images. Which method a metric's interval is from, or why it has none, the registry says; how often
-each holds the truth, and how wide it is, results/benchmarks/coverage.md. No metric is computed again on a bootstrap
-resample, where an image drawn twice would be its own nearest neighbour and a pair at distance zero. Instead
+What varies is the images. The registry says which method a metric's interval is from, or why it has none;
+results/benchmarks/coverage.md how often each holds the truth, and how wide it is. No metric is computed again on a
+bootstrap resample, where an image drawn twice would be its own nearest neighbour and a pair at distance zero. Instead
 
 - metrics over pairs (cosines, alignment, uniformity, AUC) are U-statistics over i != j by original index, resampled by
   their first-order (Hajek) projection;
-- silhouette and mAP@R resample each image's own result plus what it does to the others' (through its class's mean, in
-  their gallery);
+- silhouette and mAP@R resample each image's own result plus its effect on those of the others (through its class's
+  mean, in their gallery);
 - metrics of the spectrum and of the scatter resample coordinates along axes that stay as they are, which is exact to
   first order;
 - kNN accuracy, recall@k and the linear probe are measured again on halves of the images (`Halves`), without repeats.
@@ -75,7 +75,7 @@ class EmbeddingAnalysis:
 
     `metrics` and `resamples` by the registry's names, in its order. `pairs`: neighbours, hardest negatives and cosine
     histograms. `singular_values` (min(n, d),) of the embeddings as they are, largest first. `clusters` (n,): k-means.
-    `probe_correct` (n,): linear probe right, left-one-out.
+    `probe_correct` (n,): whether the linear probe, leave-one-out, is right.
     """
 
     metrics: dict[str, Estimate]
@@ -93,8 +93,8 @@ def analyse_embeddings(
 ) -> EmbeddingAnalysis:
     """All metrics of `embeddings` (n, d) with integer `labels` (n,).
 
-    `seed` draws the resamples and starts k-means. `progress` is told (step, share done). Raises ValueError for lengths
-    that differ, embeddings that are not finite or zero (which rows), one class, or no two images of a class.
+    `seed` draws the resamples and starts k-means. `progress` is called with (step, share done). Raises ValueError for
+    lengths that differ, embeddings that are not finite or zero (which rows), one class, or no two images of a class.
     """
     vectors, classes = check_embeddings(embeddings, labels)
     tell = progress or (lambda step, share: None)
@@ -140,7 +140,7 @@ def compare_embeddings(first: EmbeddingAnalysis, second: EmbeddingAnalysis) -> d
         what = "images: their labels differ" if not same_images else f"resamples: seeds {first.seed} and {second.seed}"
         raise ValueError(f"a paired comparison needs both analyses on the same {what}")
     if [r.shape for r in first.resamples.values()] != [r.shape for r in second.resamples.values()]:
-        raise ValueError("a paired comparison needs as many resamples in both analyses")
+        raise ValueError("a paired comparison needs the same number of resamples in both analyses")
     changes = {name: _change(name, first, second) for name in first.metrics}
     adjusted = holm_where_tested([change.p_value for change in changes.values()])
     return {

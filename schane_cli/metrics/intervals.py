@@ -14,7 +14,7 @@ from schane_cli.checks import require_finite
 
 UNBOUNDED = (-np.inf, np.inf)
 Z = float(stats.norm.ppf(0.975))
-INFORMATIVE_IMAGES = 8  # with so many images that decide an area, DeLong's variance and the model's count alike
+INFORMATIVE_IMAGES = 8  # with this many images deciding an area, DeLong's variance and the model's have equal weight
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def resampled_change(change: float, resamples: NDArray[np.floating[Any]]) -> tup
     halves = resamples.ndim == 2
     error = _halves_error(resamples) if halves else float(resamples.std())
     spread = stats.t(resamples.shape[1]) if halves else stats.norm()
-    if error <= 1e-12:  # the very same results: no spread to judge by
+    if error <= 1e-12:  # identical results: no spread to judge by
         return (change, change), 1.0
     half = float(spread.ppf(0.975)) * error
     return (change - half, change + half), float(2 * spread.sf(abs(change) / error))

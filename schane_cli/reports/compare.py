@@ -27,10 +27,10 @@ from schane_cli.terminal import Terminal, figures_table
 NOTE = (
     "Means over seeds with the 95 % interval of Student's t; differences are paired by seed, p is Holm's over the "
     "comparisons of a table, g the effect size (mean over standard deviation of the paired differences, Hedges). All "
-    "runs of a table are scored on the same images, so the intervals speak of training, not of other test images."
+    "runs of a table are scored on the same images, so the intervals are about training, not about other test images."
 )
 EPISODE_NOTE = (
-    "One seed per group: the differences are paired by the saved episodes and speak of these checkpoints alone."
+    "One seed per group: the differences are paired by the saved episodes and are about these checkpoints only."
 )
 COLUMNS = ("group", "{metric}", "difference", "p", "g")
 _LATEX = {
@@ -77,7 +77,7 @@ def compare_report(folder: Path, terminal: Terminal) -> None:
     """All files of a comparison again, from its folder alone.
 
     Raises:
-        BadRequest: a folder of 0.1.0, which did not keep what the runs had reached.
+        BadRequest: a folder of 0.1.0, which did not keep the runs' results.
     """
     file = RunFolder(folder).compared_runs
     if not file.is_file():

@@ -124,7 +124,7 @@ METRICS_NOTE = (
 )
 CHARTS_NOTE = (
     "Pairs of images by their cosine, as shares of all pairs of a kind. Classes against classes by the mean cosine of "
-    "two images, like classes together (average-linkage clustering). Singular values of the embeddings as they are."
+    "two images, similar classes together (average-linkage clustering). Singular values of the embeddings as they are."
 )
 
 
@@ -148,11 +148,11 @@ def lead(embedded: Embedded) -> str:
 
 
 def picture_note(embedded: Embedded) -> str:
-    """How the points came to lie where they lie."""
+    """How the points were placed."""
     return (
         f"t-SNE with perplexity {embedded.options.perplexity:g} and seed {embedded.summary['seed']}, started from PCA, "
         "on exact Euclidean neighbours in all dimensions (openTSNE, one thread); distances between far groups mean "
-        "nothing. A cross is an image that is classified wrong. Neighbours are by cosine."
+        "nothing. A cross is a misclassified image. Neighbours are by cosine."
     )
 
 
@@ -211,12 +211,12 @@ def _differences(embedded: Embedded, number: int) -> dict[str, Any]:
 
 
 def sentence(known: Metric, d: PairedDifference, second: str) -> str:
-    """One sentence: what the difference says, and what it does not."""
+    """One sentence: what the difference shows, and what it does not."""
     moved = "Higher" if d.difference > 0 else "Lower"
     if d.p_holm is None:
         return "No interval, so no verdict."
     if d.p_holm >= 0.05:
-        return "No difference that these images can tell from zero."
+        return "These images cannot distinguish the difference from zero."
     if known.direction == "none":
         return f"{moved} under {second}; no direction of this metric is better."
     return f"{moved} under {second}, which is {'better' if d.better == 'second' else 'worse'}."

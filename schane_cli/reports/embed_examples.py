@@ -15,7 +15,7 @@ N_NEIGHBOUR_ROWS = 10
 N_HARD = 12
 N_CLASS_PAIRS = 8
 N_PER_CLASS_PAIR = 4
-HARD_NOTE = "The pairs of different classes that the embedding holds most alike."
+HARD_NOTE = "The pairs of different classes that the embedding finds most similar."
 MIXED_NOTE = (
     "By the share of both classes' ten nearest neighbours that belong to the other one, with their closest pairs."
 )
@@ -36,7 +36,7 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Tile:
-    """Thumbnails with one caption; those of a group stand close together."""
+    """Thumbnails with one caption; those of a group are close together."""
 
     groups: list[list[Thumb]]
     caption: str

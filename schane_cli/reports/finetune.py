@@ -56,10 +56,9 @@ def finetune_report(run: Path, terminal: Terminal) -> None:
 
 def cost(summary: Mapping[str, Any]) -> str:
     """What the run took."""
-    return (
-        f"{summary['total_seconds']:.0f} s in all, {summary['train_seconds']:.0f} s of them training at "
-        f"{summary['images_per_second']:.0f} images/s, {summary['data_wait_percent']:.0f} % of it waiting for data"
-    )
+    names = ("total_seconds", "train_seconds", "images_per_second", "data_wait_percent")
+    total, train, rate, waiting = (summary_text(summary, name) for name in names)
+    return f"{total} in all, {train} of them training at {rate}, {waiting} of it waiting for data"
 
 
 def next_steps(run: Path) -> list[Command]:

@@ -16,7 +16,7 @@ MOST = 20  # links of a kind
 
 @dataclass(frozen=True)
 class Place:
-    """A linked page: what it is to this one, its name, its address from here, and its folder."""
+    """A linked page: its relation to this one, its name, its address from here, and its folder."""
 
     kind: str
     name: str
@@ -56,7 +56,7 @@ def link_back(run: Path, places: Sequence[Place], draw: Callable[[Sequence[Place
             _, end, after = rest.partition(END)
             if mark and end and (fresh := before + draw(theirs).strip() + after) != text:
                 write_text(page, fresh)
-        except OSError:  # a folder that is not ours to write keeps its page
+        except OSError:  # a folder that cannot be written keeps its page
             continue
 
 

@@ -85,7 +85,7 @@ def render(name: str, **context: Any) -> str:
 def write_page(run: Path, name: str, **context: Any) -> Path:
     """Fill template NAME into report.html of a run folder, with links to its siblings and how the run was made.
 
-    The pages of the folders that it links to learn of it too.
+    The pages of the folders that it links to are given a link to it.
     """
     folder, places = RunFolder(run), navigation(run)
     recipe = folder.read_settings() if folder.exists else {}

@@ -92,7 +92,7 @@ def test_a_failed_trial_is_reported_the_rest_finished_and_it_runs_again_on_reque
         ),
         ({"grid": {"train.lr": []}}, "train.lr has no values"),
         ({"search": {"train.lr": {"low": 1.0, "high": 1.0}}, "trials": 3}, "low 1 must lie below high 1"),
-        ({"search": {"train.lr": [0.1]}}, "search and trials go together"),
+        ({"search": {"train.lr": [0.1]}}, "search and trials need each other"),
         ({"grid": {"train.lr": [-1.0]}}, "train.lr: "),
         ({"seedz": [1]}, "unknown study key 'seedz'; did you mean 'seeds'?"),
         ({"set": {**TINY, "data.dataset": "nothing"}}, "unknown dataset 'nothing'"),

@@ -93,7 +93,7 @@ def test_what_does_not_go_with_a_table_is_refused(embedded: Path, tmp_path: Path
     small(120).to_parquet(tmp_path / "small.parquet")
     (tmp_path / "text.parquet").write_text("no parquet")
     for arguments, said in (
-        ((table, embedded.parent / "run"), "do not go side by side"),
+        ((table, embedded.parent / "run"), "cannot be compared"),
         ((table, tmp_path / "small.parquet"), "do not hold the same images"),
         ((table, "--layer", "logits"), "do not act on a table"),
         ((tmp_path / "text.parquet",), "cannot be read as parquet"),

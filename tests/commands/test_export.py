@@ -162,7 +162,7 @@ def test_a_failure_of_the_exporter_is_one_sentence(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch.onnx, "export", fails)
     with pytest.raises(SchaneError) as failed:
         export(_checkpoint(tmp_path, "test_resnet"), format="onnx", out=tmp_path / "out", terminal=QUIET)
-    said = "torch's ONNX exporter cannot take test_resnet (no such operator); nothing was kept; --format timm may serve"
+    said = "torch's ONNX exporter cannot take test_resnet (no such operator); nothing was kept; --format timm may work"
     assert str(failed.value) == said
     assert not (tmp_path / "out").exists()
 

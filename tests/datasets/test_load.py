@@ -260,8 +260,8 @@ def test_a_csv_lists_paths_labels_and_splits(tmp_path: Path) -> None:
     [
         ("path,label\na/a_0.jpg,a\n./a/a_0.jpg,b\n", r"line 3 names a/a_0\.jpg again; line 2 did"),
         ("path,label,split\na/a_0.jpg,a,train\nb/b_0.jpg,b,holdout\n", "line 3: unknown split 'holdout'"),
-        ("path,label\na/a_0.jpg,a\nb/b_0.jpg\n", "line 3 has not the 2 fields"),
-        ("path,label\na/a_0.jpg,a,train\nb/b_0.jpg,b\n", "line 2 has not the 2 fields"),
+        ("path,label\na/a_0.jpg,a\nb/b_0.jpg\n", "line 3 does not have the 2 fields"),
+        ("path,label\na/a_0.jpg,a,train\nb/b_0.jpg,b\n", "line 2 does not have the 2 fields"),
         ("file,label\na/a_0.jpg,a\n", "no column 'path'"),
         ("path,label\na/a_0.jpg,a\n", "at least two labels"),
         ("path,label\na/a_0.jpg,a\nb/none.jpg,b\n", r"none\.jpg is missing"),

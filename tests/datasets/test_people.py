@@ -361,4 +361,6 @@ def test_a_column_that_looks_like_splits_is_said(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 4, "b": 4}, ".png")
     rows = [f"{name}/{name}_{i}.png,{name},{'train' if i else 'test'}" for name in "ab" for i in range(4)]
     (tmp_path / "list.csv").write_text("path,label,phase\n" + "\n".join(rows))
-    assert any("column 'phase'" in note and "call it split" in note for note in load(f"csv:{tmp_path}/list.csv").notes)
+    assert any(
+        "column 'phase'" in note and "rename it to split" in note for note in load(f"csv:{tmp_path}/list.csv").notes
+    )

@@ -437,7 +437,7 @@ def test_a_comparison_needs_the_same_images_and_resamples(data, analysis):
         compare_embeddings(analysis, analyse_embeddings(*clustered(seed=1), seed=0, n_bootstrap=5))
     with pytest.raises(ValueError, match="seeds 0 and 1"):
         compare_embeddings(analysis, analyse_embeddings(*data, seed=1, n_bootstrap=5))
-    with pytest.raises(ValueError, match="as many resamples"):
+    with pytest.raises(ValueError, match="the same number of resamples"):
         compare_embeddings(analysis, analyse_embeddings(*data, seed=0, n_bootstrap=5))
 
 

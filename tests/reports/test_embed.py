@@ -16,7 +16,7 @@ from schane_cli.reports.embed import sentence
         ("lower", 0.1, (0.05, 0.15), "first", "Higher under schane, which is worse."),
         ("lower", -0.1, (-0.15, -0.05), "second", "Lower under schane, which is better."),
         ("none", -0.1, (-0.15, -0.05), "neither", "Lower under schane; no direction of this metric is better."),
-        ("higher", 0.1, (-0.05, 0.15), "neither", "No difference that these images can tell from zero."),
+        ("higher", 0.1, (-0.05, 0.15), "neither", "These images cannot distinguish the difference from zero."),
     ],
 )
 def test_a_difference_is_one_sentence(
