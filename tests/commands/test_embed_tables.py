@@ -97,7 +97,7 @@ def test_what_does_not_go_with_a_table_is_refused(embedded: Path, tmp_path: Path
         ((table, tmp_path / "small.parquet"), "do not hold the same images"),
         ((table, "--layer", "logits"), "do not act on a table"),
         ((tmp_path / "text.parquet",), "cannot be read as parquet"),
-        ((tmp_path / "none.parquet",), "cannot be read as parquet"),
+        ((tmp_path / "none.parquet",), "no checkpoint or run folder at"),
     ):
         assert run_cli("embed", *arguments, "--out", tmp_path / "e") == 2
         assert said in capsys.readouterr().err
