@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -520,7 +520,8 @@ def embed(
     ):
         raise BadRequest("--images goes with one checkpoint, --projection, --perplexity, --out and --device only")
     _end_if_only_the_page_is_missing(out, json, terminal)
-    if images or any(checkpoint.suffix == ".parquet" for checkpoint in checkpoints):
+    alone = bool(images) or any(checkpoint.suffix == ".parquet" for checkpoint in checkpoints)
+    if alone:  # several processes have nothing to share
         _first_process_only()
     if images:
         from schane_cli.commands.embed_unlabelled import embed_unlabelled
@@ -542,7 +543,7 @@ def embed(
     from schane_cli.distributed import process_group
     from schane_cli.reports.embed import embed_report
 
-    with process_group(values.get("device", "auto")):
+    with nullcontext() if alone else process_group(values.get("device", "auto")):
         embedded = run_embed(checkpoints, overrides=values, options=options, out=out, terminal=terminal)
     if embedded is not None:
         embed_report(embedded, terminal)
@@ -773,7 +774,7 @@ def recipes_cp(
     """Copy a recipe to a file of your own; an existing file is not overwritten."""
     source = find_recipe(name)
     target = target / source.name if target.is_dir() else target
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise BadRequest(f"{target} exists already; choose another name")
     try:
         write_text(target, source.read_text(encoding="utf-8"))
@@ -910,6 +911,13 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's free end stays
 
 
+def _say_error(sentence: str) -> None:
+    """To stderr, names from outside as text: with their control characters made visible."""
+    from schane_cli.terminal import visible
+
+    print(f"schane: {visible(sentence, newline=True)}", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a SchaneError, or one of the disk, becomes a sentence on stderr and an exit code."""
     # Before torch: waiting threads that spin make a small model ten times slower beside any other busy process.
@@ -919,13 +927,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app()
     except SchaneError as error:
-        print(f"schane: {error}", file=sys.stderr)
+        _say_error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:  # a full, read-only or removed disk, or a name that the file system does not take
-        if error.errno is None:
-            raise
         place = f"{str(error.filename)[:300]}: " if error.filename is not None else ""
-        print(f"schane: {place}{error.strerror}; fix that and give the same command again", file=sys.stderr)
+        _say_error(f"{place}{error.strerror or error}; fix that and give the same command again")
         sys.exit(1)
     finally:
         sys.argv = given

@@ -19,6 +19,7 @@ _VISIBLE: dict[int, int | str] = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
     **{code: f"\\x{code:02x}" for code in range(0x7F, 0xA0)},
     **{code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+    **{code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)},  # of file names that are not UTF-8; none is printable
 }
 
 

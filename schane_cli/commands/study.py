@@ -47,9 +47,11 @@ def study(
     folder = out or RESULTS / "study" / path.stem
     check_trials(file, machine)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if storage is None:
+            folder.mkdir(parents=True, exist_ok=True)
         url = storage or f"sqlite:///{(folder / 'study.db').absolute()}"
         queue = Queue(file, path.stem, url, terminal.say)
+        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "study.yaml", path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadRequest(f"study folder {folder} cannot be written: {error.strerror or error}") from None

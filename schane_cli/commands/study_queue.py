@@ -66,7 +66,14 @@ class Queue:
         self.file, self._say = study, say
         self.shown_url = hidden(url)
         self._storage = _open(url, study.heartbeat_seconds, self._requeue)
-        planned = len(settings(study))
+        try:
+            self._join(name)
+        except (*_DOWN, sqlalchemy.exc.SQLAlchemyError, KeyError, TypeError, ValueError) as error:
+            raise BadRequest(f"the storage {self.shown_url} cannot be used for a study: {_reason(error)}") from None
+
+    def _join(self, name: str) -> None:
+        """Make the study and queue its trials, or check that the one that is there has the same file."""
+        study, planned = self.file, len(settings(self.file))
         try:
             self.study = optuna.create_study(
                 storage=self._storage,

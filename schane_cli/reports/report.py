@@ -25,7 +25,7 @@ def report(run: Path, terminal: Terminal) -> Path:
     """Draw the pictures and write the page of a finished run again; returns the page.
 
     Raises:
-        BadRequest: no finished run is there, or it is of a kind that has no page.
+        BadRequest: no finished run is there, it is of a kind that has no page, or its files were changed.
     """
     folder = RunFolder(run)
     folder.require_summary()
@@ -44,5 +44,11 @@ def report(run: Path, terminal: Terminal) -> Path:
     kind = str(summary.get("command", ""))
     if kind not in kinds:
         raise BadRequest(f"the run at {run} is of kind {kind!r}, which has no page; there are {', '.join(kinds)}")
-    kinds[kind](run, terminal)
+    try:
+        kinds[kind](run, terminal)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise BadRequest(
+            f"{folder.summary_file} or a table beside it is not what schane {kind} writes ({reason}); run it again"
+        ) from error
     return folder.page

@@ -1,0 +1,156 @@
+"""Every command that writes, started as torchrun starts two processes: the figures of one, one folder, nothing left."""
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from schane_cli.cli import main
+from tests.conftest import run_cli
+
+# LayerNorm, since BatchNorm normalises each process's part by itself; 24 images part evenly.
+NET = ["--set=model.backbone=test_vit", "--set=data.train_per_class=10", "--set=train.batch_size=24", "--device=cpu",
+       "--set=data.workers=0", "--set=train.warmup_epochs=0", "--epochs=1"]  # fmt: skip
+EPISODES = ["--set=fewshot.episodes=20", "--ways=3", "--shots=1", "--queries=3", "--classifier=centroid"]
+STUDY = {
+    "recipe": "digits",
+    "set": {
+        "model.backbone": "test_vit",
+        "data.train_per_class": 10,
+        "data.workers": 0,
+        "train.epochs": 1,
+        "train.batch_size": 24,
+        "train.warmup_epochs": 0,
+        "device": "cpu",
+    },
+    "arms": {"ce": {"loss.name": "ce"}, "schane": {"loss.name": "schane"}},
+    "heartbeat_seconds": 1,
+}
+CHANGES = ("second", "bytes", "joules", "percent", "sha256", "checkpoint", "run", "picture", "device")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished runs, `base` and `other`, a table of embeddings, a study file and a folder of photos."""
+    place = tmp_path_factory.mktemp("processes")
+    for name, loss in (("base", "schane"), ("other", "ce")):
+        assert run_cli("finetune", *NET, "--loss", loss, "--out", place / name) == 0
+    (place / "study.yaml").write_text(json.dumps(STUDY))
+    (place / "photos").mkdir()
+    for number, pixels in enumerate(load_digits().images[:30]):
+        image = Image.fromarray((pixels * 15.9375).astype(np.uint8)).convert("RGB")
+        image.save(place / "photos" / f"{number:02d}.png")
+    before = os.getcwd()
+    os.chdir(place)
+    assert run_cli("embed", "base", "--points", 100, "--out", "embedded", "--device", "cpu") == 0
+    os.chdir(before)
+    return place
+
+
+COMMANDS: dict[str, list[str]] = {
+    "finetune --seeds": ["finetune", *NET, "--seeds=0,1", "--out=x"],
+    "fewshot": ["fewshot", *NET, *EPISODES, "--out=x"],
+    "fewshot CHECKPOINT": ["fewshot", "RUNS/base", "--allow-seen-classes", *EPISODES, "--device=cpu", "--out=x"],
+    "eval": ["eval", "RUNS/base", "--device=cpu", "--out=x"],
+    "predict": ["predict", "RUNS/base", "RUNS/photos", "--device=cpu", "--out=x"],
+    "embed": ["embed", "RUNS/base", "--points=100", "--device=cpu", "--out=x"],
+    "embed TABLE": ["embed", "RUNS/embedded/embeddings.parquet", "--points=100", "--out=x"],
+    "embed --images": ["embed", "RUNS/base", "--images=RUNS/photos", "--device=cpu", "--out=x"],
+    "review": ["review", "RUNS/base", "--split=val", "--device=cpu", "--out=x"],
+    "export": ["export", "RUNS/base", "--out=x"],
+    "average": ["average", "RUNS/base", "RUNS/other", "--device=cpu", "--out=x"],
+    "compare": ["compare", "RUNS/base", "RUNS/other", "--out=x"],
+    "study": ["study", "RUNS/study.yaml", "--out=x"],
+}
+
+
+def _process(number: int, world: int, place: Path, port: int, arguments: list[str]) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    values = (number, number, world, world, "127.0.0.1", port)
+    os.environ |= {name: str(value) for name, value in zip(names, values, strict=True)}
+    torch.set_num_threads(1)
+    os.chdir(place)
+    with (place.parent / f"{place.name}.said{number}").open("w", buffering=1) as said:
+        sys.stdout = sys.stderr = said
+        code: Any = 0
+        try:
+            main(arguments)
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        print(f"exit code {code}")
+
+
+def _two(place: Path, arguments: list[str]) -> list[str]:
+    """What each of two processes said, its exit code last."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.set_forkserver_preload(["tests.jobs", "schane_cli.reports.report"])
+    torch.multiprocessing.start_processes(_process, (2, place, port, arguments), nprocs=2, start_method="forkserver")
+    return [(place.parent / f"{place.name}.said{number}").read_text() for number in range(2)]
+
+
+def _figures(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a summary by its path; without what differs from run to run, such as seconds."""
+    if any(word in name for word in CHANGES):
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _figures(item, f"{name}.{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _figures(item, f"{name}.{number}")
+    else:
+        yield name, value
+
+
+def _listing(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name != "study.db")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_processes_leave_what_one_leaves(
+    command: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if command == "review":
+        pytest.importorskip("cleanlab")
+    if command == "study":
+        pytest.importorskip("optuna")
+    arguments = [argument.replace("RUNS", str(runs)) for argument in COMMANDS[command]]
+    places = [tmp_path / name for name in ("one", "two")]
+    for place in places:
+        place.mkdir()
+    monkeypatch.chdir(places[0])
+    assert run_cli(*arguments) == 0
+    said = _two(places[1], arguments)
+    assert [text.splitlines()[-1] for text in said] == ["exit code 0"] * 2, said
+    assert "Traceback" not in "".join(said)
+    assert [path.name for path in places[1].iterdir() if path.name != "results"] == ["x"]
+    assert [path.name for path in (places[1] / "results").glob("*")] in ([], ["cache"])  # features, of no run
+    assert _listing(places[1] / "x") == _listing(places[0] / "x")
+    if (places[0] / "x" / "summary.json").exists():
+        one, two = (dict(_figures(json.loads((place / "x" / "summary.json").read_text()))) for place in places)
+        _require_same(one, two, training=command in {"finetune --seeds", "fewshot", "study"})
+
+
+def _require_same(one: dict[str, Any], two: dict[str, Any], *, training: bool) -> None:
+    """The same figures; those of a training agree up to the rounding of a sum over two processes."""
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if isinstance(value, float) and isinstance(two[name], float):
+            assert two[name] == pytest.approx(value, rel=0.05 if training else 1e-4, abs=0.05 if training else 1e-5), (
+                name
+            )
+        elif not training or "sha" not in name:
+            assert two[name] == value, name
