@@ -173,18 +173,23 @@ def test_without_the_extra_onnx_says_what_to_install(tmp_path: Path, monkeypatch
         export(tmp_path / "any.pt", format="onnx", out=tmp_path / "out", terminal=QUIET)
 
 
-def test_an_export_that_differs_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e-5], ids=["trained", "hardly trained"])
+def test_an_export_that_differs_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     path = _checkpoint(tmp_path, "test_resnet")
+    content = read_checkpoint(path)
+    for name in ("fc.weight", "fc.bias"):
+        content["state_dict"][name] *= scale
+    save_whole(content, path)
     create = timm.create_model
 
     def other_weights(name: str, **arguments: object):
         model = create(name, **arguments)
         if name.startswith("local-dir:"):
-            model.fc.bias.data += 1
+            model.fc.bias.data += scale
         return model
 
     monkeypatch.setattr(timm, "create_model", other_weights)
-    with pytest.raises(SchaneError, match="logits of photographs differ by 1"):
+    with pytest.raises(SchaneError, match=f"logits of photographs differ by {scale:.3g}"):
         export(path, format="timm", out=tmp_path / "out", terminal=QUIET)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["test_resnet.pt"]
 
