@@ -53,7 +53,7 @@ def write_comparison(blocks: Sequence[Block], notes: Sequence[str], folder: Path
     summary = {**as_json(blocks, notes), "run": str(folder)}
     run.finish(summary)
     overview = drawn(
-        lambda: plots.group_intervals([panel(block) for block in blocks]),
+        plots.group_intervals([panel(block) for block in blocks]),
         run.figures / "compare.png",
         "each group's mean and interval",
     )

@@ -37,7 +37,7 @@ def unlabelled_report(run: Path, terminal: Terminal) -> None:
             "The images have no labels: colours are predicted classes, and no metric compares classes.",
             *summary["notes"],
         ],
-        map=drawn(lambda: scatter(points, how), folder.figures / "map.png", f"map of the images by {how}"),
+        map=drawn(scatter(points, how), folder.figures / "map.png", f"map of the images by {how}"),
         duplicates=_pairs(shown[shown.kind == "duplicate"]),
         outliers=_pairs(shown[shown.kind == "outlier"]),
     )

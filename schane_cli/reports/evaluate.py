@@ -62,7 +62,7 @@ def _one(run: Path, summary: Mapping[str, Any], terminal: Terminal) -> None:
         throughput=throughput(summary),
         temperature=temperature_note(summary),
         reliability=drawn(
-            lambda: plots.reliability(_reliability_panels(summary)),
+            plots.reliability(_reliability_panels(summary)),
             RunFolder(run).figures / "reliability.png",
             "reliability diagram: accuracy against confidence",
         ),
@@ -104,7 +104,7 @@ def _corruptions(run: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None
     rows, columns = corruption_rows(summary)
     return {
         "picture": drawn(
-            lambda: plots.corruption_map(accuracies, names, clean, n),
+            plots.corruption_map(accuracies, names, clean, n),
             RunFolder(run).figures / "corruptions.png",
             "accuracy by corruption and severity",
         ),

@@ -19,7 +19,7 @@ def fewshot_report(run: Path, terminal: Terminal) -> None:
     rows = [_row(result, len(summary["checkpoints"]) > 1) for result in summary["results"]]
     title = f"{summary['dataset']}: {summary['ways']}-way few-shot on {len(summary['novel_classes'])} novel classes"
     shots = drawn(
-        lambda: plots.accuracy_by_shots(summary["curve"], summary["ways"]),
+        plots.accuracy_by_shots(summary["curve"], summary["ways"]),
         RunFolder(run).figures / "shots.png",
         "accuracy against the number of shots",
     )

@@ -32,7 +32,7 @@ def finetune_report(run: Path, terminal: Terminal) -> None:
     title = f"{summary['dataset']}, {summary['backbone']}, {summary['loss']}, seed {summary['seed']}"
     steps, epochs = RunFolder(run).read_events("step"), RunFolder(run).read_events("epoch")
     curves = drawn(
-        lambda: plots.training_curves(steps, epochs),
+        plots.training_curves(steps, epochs),
         RunFolder(run).figures / "curves.png",
         "training loss by step and val accuracy by epoch",
     )
@@ -103,7 +103,7 @@ def seeds_report(run: Path, terminal: Terminal) -> None:
         rows=rows,
         note="The interval of the mean is Student's t over seeds.",
         picture=drawn(
-            lambda: plots.group_intervals([panel]), RunFolder(run).figures / "seeds.png", "test accuracy of each seed"
+            plots.group_intervals([panel]), RunFolder(run).figures / "seeds.png", "test accuracy of each seed"
         ),
     )
     shown = [(row[0].text if isinstance(row[0], Link) else row[0], *row[1:]) for row in rows]

@@ -1,14 +1,13 @@
 """Pages that need no network: jinja2 templates, filled with plain values and written into a run folder."""
 
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -100,12 +99,11 @@ def render_navigation(places: Sequence[Place]) -> str:
     return render("navigation", navigation=places)
 
 
-def drawn(draw: Callable[[], Figure], path: Path, description: str, caption: str = "") -> Picture:
-    """Draw a figure for light paper into `path`, and once more for dark screens; returns both for the page."""
-    plots.save(draw(), path)
-    with mpl.rc_context(plots.DARK):
-        dark = plots.png(draw())
-    return Picture(data_url(path.read_bytes(), "png"), description, data_url(dark, "png"), caption)
+def drawn(figure: Figure, path: Path, description: str, caption: str = "") -> Picture:
+    """Save a figure to `path`; returns it for the page, with its twin for dark screens."""
+    plots.save(figure, path)
+    dark = data_url(plots.on_dark_paper(path), "png")
+    return Picture(data_url(path.read_bytes(), "png"), description, dark, caption)
 
 
 def thumbnail(encoded: bytes, description: str, side: int = 160, caption: str = "") -> Picture:

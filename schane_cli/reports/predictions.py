@@ -45,7 +45,7 @@ def predictions(run: Path) -> Predictions | None:
     )
     return Predictions(
         confusion=drawn(
-            lambda: plots.confusion_matrix(counts.to_numpy(), names),
+            plots.confusion_matrix(counts.to_numpy(), names),
             RunFolder(run).figures / "confusion.png",
             "confusion matrix: labels by predictions",
         ),
