@@ -1,18 +1,19 @@
 """The command line: one thin function per command. Nothing heavy is imported before a command runs."""
 
 import ctypes
-import json as jsonlib
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from schane_cli import __version__
+from schane_cli.cli_data import data_app
+from schane_cli.cli_output import Json, first_process_only, print_summary, process_number
+from schane_cli.cli_recipes import recipes_app
 from schane_cli.errors import BadRequest, SchaneError, require_package
 from schane_cli.flags import RecipeValues, complete_recipe, recipe_flags, refuse_training_values
 from schane_cli.preflight import (
@@ -37,20 +38,11 @@ from schane_cli.preflight import (
 )
 from schane_cli.recipe import (
     Recipe,
-    build_recipe,
-    differences,
-    find_recipe,
     parse_seeds,
     protocol_values,
-    read_recipe,
-    recipe_fields,
-    recipe_measured,
-    recipe_names,
-    recipe_title,
     resolve_recipe,
-    to_yaml,
 )
-from schane_cli.run import RunFolder, new_run_path, write_text
+from schane_cli.run import RunFolder, new_run_path
 
 if TYPE_CHECKING:
     from schane_cli.terminal import Terminal
@@ -63,9 +55,7 @@ app = typer.Typer(
     help="Fine-tune image models with a supervised contrastive loss that weights hard negatives (arXiv:2308.14893).",
     epilog="Example: schane finetune && schane embed results/finetune/*",
 )
-recipes_app = typer.Typer(no_args_is_help=True, help="Recipes that come with schane: ls, show, cp, check.")
 app.add_typer(recipes_app, name="recipes")
-data_app = typer.Typer(no_args_is_help=True, help="Datasets by name: ls, info, prepare, check.")
 app.add_typer(data_app, name="data")
 
 # The keys that people sweep from the shell, in the order in which help shows them.
@@ -93,7 +83,6 @@ RecipeName = Annotated[
 ]
 Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN|auto", help="resume a stopped run; auto finds it")]
 Out = Annotated[Path | None, typer.Option("--out", help="run folder; results/<command>/... by default")]
-Json = Annotated[bool, typer.Option("--json", help="one JSON line on stdout, everything else on stderr")]
 Split = Annotated[str, typer.Option("--split", help="train, val or test")]
 
 
@@ -145,7 +134,7 @@ def _end_if_done(command: str, recipe: Recipe, out: Path | None, as_json: bool, 
     if run is None or run.state != "reported" or run_to_resume(command, recipe, run.path) is None:
         return
     terminal.say(f"finished already; report at {run.page}")
-    _finish({**run.read_summary(), "run": str(run.path)}, as_json)
+    print_summary({**run.read_summary(), "run": str(run.path)}, as_json)
     raise typer.Exit
 
 
@@ -157,36 +146,18 @@ def _end_if_only_the_page_is_missing(
     With `resuming` the command need not be the same.
     """
     run = RunFolder(place) if place is not None else None
-    first = _rank() == 0  # its page may be there when the others look
+    first = process_number() == 0  # its page may be there when the others look
     if run is None or run.state not in ({"finished"} if first else {"finished", "reported"}):
         return
     if not resuming and run.read_environment().get("command", [])[1:] != sys.argv[1:]:
         return
-    _first_process_only()
+    first_process_only()
     shutil.rmtree(run.parts, ignore_errors=True)  # of schane predict, killed just before it removed them
     from schane_cli.reports.report import report as run_report
 
     run_report(run.path, terminal)
-    _finish({**run.read_summary(), "run": str(run.path)}, as_json)
+    print_summary({**run.read_summary(), "run": str(run.path)}, as_json)
     raise typer.Exit
-
-
-def _rank() -> int:
-    """This process's number in a launch by torchrun, before torch is imported."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def _first_process_only() -> None:
-    """Under torchrun, end all processes but the first: the command's work is one process's."""
-    if _rank() != 0:
-        raise typer.Exit
-
-
-def _finish(summary: Mapping[str, Any], as_json: bool) -> None:
-    if as_json and _rank() == 0:
-        from schane_cli.run import plain
-
-        print(jsonlib.dumps(plain(summary)))
 
 
 @app.command(epilog="Examples: schane finetune | schane finetune --dataset cifar100 --backbone beit_base --loss ce")
@@ -229,7 +200,7 @@ def finetune(
         if rank() == 0:
             (finetune_report if seeds is None else seeds_report)(Path(summary["run"]), terminal)
             share_results(Path(summary["run"]), terminal)
-            _finish(summary, json)
+            print_summary(summary, json)
 
 
 def _listed_seeds(seeds: str | None, values: RecipeValues, resume: str | None, out: Path | None) -> list[int]:
@@ -320,7 +291,7 @@ def fewshot(
             fewshot_report(Path(summary["run"]), terminal)
             if not checkpoints:
                 share_results(Path(summary["run"]), terminal)
-            _finish(summary, json)
+            print_summary(summary, json)
 
 
 def _own_photos(
@@ -359,7 +330,7 @@ def _own_photos(
     if summary:
         if query:
             predict_report(Path(summary["run"]), terminal)
-        _finish(summary, json)
+        print_summary(summary, json)
 
 
 @app.command("eval", epilog="Examples: schane eval RUN | schane eval RUN --corruptions --ood cifar100")
@@ -409,7 +380,7 @@ def evaluate(
         )
         if rank() == 0:
             eval_report(Path(summary["run"]), terminal)
-            _finish(summary, json)
+            print_summary(summary, json)
 
 
 @app.command(
@@ -469,13 +440,13 @@ def predict(
     if json and out is None and arguments:
         answer = name_one_file(arguments, options, values, terminal)
         if answer is not None:
-            _finish(answer, json)
+            print_summary(answer, json)
             return
     with process_group(values.get("device", "auto")):
         summary = predict_request(arguments or [], options, values, out=out, terminal=terminal, resume=resume)
     if summary:
         predict_report(Path(summary["run"]), terminal)
-        _finish(summary, json)
+        print_summary(summary, json)
 
 
 @app.command(
@@ -522,7 +493,7 @@ def embed(
     _end_if_only_the_page_is_missing(out, json, terminal)
     alone = bool(images) or any(checkpoint.suffix == ".parquet" for checkpoint in checkpoints)
     if alone:  # several processes have nothing to share
-        _first_process_only()
+        first_process_only()
     if images:
         from schane_cli.commands.embed_unlabelled import embed_unlabelled
         from schane_cli.reports.embed_unlabelled import unlabelled_report
@@ -537,7 +508,7 @@ def embed(
             terminal=terminal,
         )
         unlabelled_report(Path(summary["run"]), terminal)
-        _finish(summary, json)
+        print_summary(summary, json)
         return
     from schane_cli.commands.embed import embed as run_embed
     from schane_cli.distributed import process_group
@@ -547,7 +518,7 @@ def embed(
         embedded = run_embed(checkpoints, overrides=values, options=options, out=out, terminal=terminal)
     if embedded is not None:
         embed_report(embedded, terminal)
-        _finish(embedded.summary, json)
+        print_summary(embedded.summary, json)
 
 
 @app.command(epilog="Examples: schane review RUN | schane review RUN --split all")
@@ -560,7 +531,7 @@ def review(
     json: Json = False,
 ) -> None:
     """Find likely label errors, near-duplicates, outliers and look-alikes in a run's data; decide on a page."""
-    _first_process_only()
+    first_process_only()
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
@@ -574,7 +545,7 @@ def review(
 
     summary = run_review(checkpoint, split=split, overrides=values, out=out, terminal=terminal)
     review_report(Path(summary["run"]), terminal)
-    _finish(summary, json)
+    print_summary(summary, json)
 
 
 @app.command(epilog="Examples: schane average RUN_A RUN_B RUN_C | schane average RUN --soup uniform")
@@ -590,7 +561,7 @@ def average(
     json: Json = False,
 ) -> None:
     """Average the weights of runs, or of a run's last epochs, into one run, chosen on val."""
-    _first_process_only()
+    first_process_only()
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
@@ -606,7 +577,7 @@ def average(
 
     summary = run_average(runs, soup=soup, overrides=values, out=out, terminal=terminal)
     average_report(Path(summary["run"]), terminal)
-    _finish(summary, json)
+    print_summary(summary, json)
 
 
 @app.command(epilog="Examples: schane augment digits | schane augment --dataset pets --set augment.policy=ta_wide")
@@ -618,7 +589,7 @@ def augment(
     json: Json = False,
 ) -> None:
     """Draw the random views that a recipe trains on, of eight training images."""
-    _first_process_only()
+    first_process_only()
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
@@ -630,7 +601,7 @@ def augment(
     folder = new_run_path("augment", Path(resolved.data.dataset).name)
     picture = refuse_existing(out or folder.with_name(f"{folder.name}.png"))
     augment_picture(run_augment(resolved), picture, f"training views of {resolved.data.dataset}", terminal)
-    _finish({"command": "augment", "picture": picture}, json)
+    print_summary({"command": "augment", "picture": picture}, json)
 
 
 @app.command(epilog="Examples: schane export RUN | schane export RUN --format onnx --out model")
@@ -641,7 +612,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a checkpoint's backbone for timm or ONNX, and compare it with the original."""
-    _first_process_only()
+    first_process_only()
     require_choice("--format", format, EXPORT_FORMATS)
     find_checkpoint(checkpoint)
     if out is not None and out.exists():
@@ -649,7 +620,7 @@ def export(
     from schane_cli.commands.export import export as run_export
     from schane_cli.terminal import Terminal
 
-    _finish(run_export(checkpoint, format=format, out=out, terminal=Terminal(json=json)), json)
+    print_summary(run_export(checkpoint, format=format, out=out, terminal=Terminal(json=json)), json)
 
 
 @app.command(epilog="Examples: schane doctor | schane doctor --json | schane doctor --backbone beit_base")
@@ -664,7 +635,7 @@ def doctor(
 
     terminal = Terminal(json=json)
     findings = run_doctor(values.get("model.backbone"), device_name=values.get("device", "auto"), terminal=terminal)
-    _finish(findings, json)
+    print_summary(findings, json)
     raise typer.Exit(0 if findings["ok"] else 1)
 
 
@@ -682,7 +653,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Say which runs are better and how sure that is: means, paired differences, effect size, cost."""
-    _first_process_only()
+    first_process_only()
     from schane_cli.commands.compare import compare as run_compare
     from schane_cli.reports.compare import write_comparison
     from schane_cli.terminal import Terminal
@@ -692,7 +663,7 @@ def compare(
     folder = RunFolder(out or new_run_path("compare", blocks[0].metric))
     folder.create_comparison()
     with closing(folder):
-        _finish(write_comparison(blocks, notes, folder.path, terminal), json)
+        print_summary(write_comparison(blocks, notes, folder.path, terminal), json)
 
 
 @app.command(epilog="Example: schane report results/finetune/RUN")
@@ -701,12 +672,12 @@ def report(
     json: Json = False,
 ) -> None:
     """Draw the pictures and the page of a finished run again, from its folder alone."""
-    _first_process_only()
+    first_process_only()
     RunFolder(run).require_summary()
     from schane_cli.reports.report import report as run_report
     from schane_cli.terminal import Terminal
 
-    _finish({"run": run, "page": run_report(run, Terminal(json=json))}, json)
+    print_summary({"run": run, "page": run_report(run, Terminal(json=json))}, json)
 
 
 @app.command(epilog="Examples: schane study grid.yaml | schane study grid.yaml --storage postgresql://user@host/db")
@@ -737,157 +708,10 @@ def study(
 
     terminal = Terminal(json=json)
     summary = run_study(file, out=out, storage=storage, machine=machine, retry_failed=retry_failed, terminal=terminal)
-    _first_process_only()  # of several workers of one launch the first reports
+    first_process_only()  # of several workers of one launch the first reports
     study_report(Path(summary["run"]), terminal)
-    _finish(summary, json)
+    print_summary(summary, json)
     if summary["trials_failed"]:
-        raise typer.Exit(1)
-
-
-@recipes_app.command("ls")
-def recipes_ls() -> None:
-    """List the recipes: what each is, and when it was run as it stands."""
-    from schane_cli.terminal import Terminal, figures_table
-
-    rows = [(name, recipe_measured(name) or "not yet", recipe_title(name)) for name in recipe_names()]
-    table = figures_table("recipes", rows, ("name", "run", "what"))
-    for column in table.columns:
-        column.justify = "left"
-    Terminal().table(table)
-
-
-@recipes_app.command("show")
-def recipes_show(
-    name: Annotated[str, typer.Argument(help="recipe name or path", autocompletion=complete_recipe)],
-    resolved: Annotated[bool, typer.Option("--resolved", help="print every value, the defaults included")] = False,
-) -> None:
-    """Print a recipe as written: its header, and what differs from the defaults."""
-    file = find_recipe(name)
-    print(to_yaml(build_recipe(read_recipe(file))) if resolved else file.read_text(), end="")
-
-
-@recipes_app.command("cp")
-def recipes_cp(
-    name: Annotated[str, typer.Argument(help="recipe name or path")],
-    target: Annotated[Path, typer.Argument(help="file to write")],
-) -> None:
-    """Copy a recipe to a file of your own; an existing file is not overwritten."""
-    source = find_recipe(name)
-    target = target / source.name if target.is_dir() else target
-    if target.exists() or target.is_symlink():
-        raise BadRequest(f"{target} exists already; choose another name")
-    try:
-        write_text(target, source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadRequest(f"{target} cannot be written: {error.strerror}") from None
-    print(target)
-
-
-@recipes_app.command("check")
-def recipes_check(
-    names: Annotated[list[str] | None, typer.Argument(help="recipe names or paths; by default all of schane's")] = None,
-) -> None:
-    """Check recipes for unknown keys and values out of range."""
-    for name in names or recipe_names():
-        recipe = build_recipe(read_recipe(find_recipe(name)))
-        changed = len(differences(Recipe(), recipe, label="default"))
-        print(f"{name}: ok ({changed} values differ from the defaults)")
-
-
-Root = Annotated[Path, typer.Option("--root", "--data-root", help=recipe_fields()["data.root"].description)]
-_DEFAULT_ROOT = recipe_fields()["data.root"].default
-
-
-@data_app.command("ls")
-def data_ls(root: Root = _DEFAULT_ROOT, json: Json = False) -> None:
-    """List the datasets that schane knows by name, and how much of each is on disk."""
-    from schane_cli.datasets.prepare import overview, plugin_failures
-    from schane_cli.terminal import Terminal, figures_table
-
-    rows, failures = overview(root), plugin_failures()
-    shown = [(row["name"], f"{row['images']:,}", f"{row['classes']:,}", row["state"]) for row in rows]
-    terminal = Terminal(json=json)
-    terminal.table(figures_table(f"datasets below {root}", shown, ("name", "images", "classes", "on disk")))
-    terminal.say("also: folder:PATH, csv:FILE, hfds:NAME (Hugging Face), wds:PATH (WebDataset shards)")
-    for failure in failures:
-        terminal.say(failure)
-    _finish({"root": root, "datasets": rows}, json)
-
-
-@data_app.command("info", epilog="Example: schane data info imagenet1k")
-def data_info(
-    name: Annotated[str, typer.Argument(help="dataset name")], root: Root = _DEFAULT_ROOT, json: Json = False
-) -> None:
-    """Say what a dataset is: licence, source, counts per split, what is on disk, what to do by hand."""
-    from schane_cli.datasets.prepare import info
-    from schane_cli.terminal import Terminal
-
-    known = info(name, root)
-    terminal = Terminal(json=json)
-    for key, value in known.items():
-        if key == "counts":
-            value = ", ".join(f"{count:,} {split}" for split, count in value.items())
-        elif key == "files":
-            value = "\n          ".join(f"{file['url']} (md5 {file['md5']})" for file in value)
-        elif key == "expects":
-            value = "; or ".join(", ".join(layout) for layout in value)
-        if value:
-            terminal.say(f"{key:<9} {value}")
-    _finish(known, json)
-
-
-@data_app.command("prepare", epilog="Example: schane data prepare cub200 --root /data")
-def data_prepare(
-    name: Annotated[str, typer.Argument(help="dataset name")], root: Root = _DEFAULT_ROOT, json: Json = False
-) -> None:
-    """Download, verify and unpack a dataset, or say what to fetch by hand; a stopped download resumes."""
-    _first_process_only()
-    from schane_cli.datasets.prepare import info, prepare
-    from schane_cli.terminal import Terminal
-
-    prepare(name, root, Terminal(json=json))
-    _finish(info(name, root), json)
-
-
-@data_app.command("check", epilog="Example: schane data check cifar100 --all")
-def data_check(
-    name: Annotated[str, typer.Argument(help="dataset name, folder:PATH, csv:FILE, hfds:NAME or wds:PATH")],
-    root: Root = _DEFAULT_ROOT,
-    decode_all: Annotated[
-        bool, typer.Option("--all", help="decode every image, not just 500 per split of a large set")
-    ] = False,
-    write: Annotated[
-        Path | None, typer.Option("--write", help="CSV for the images to leave out; data.exclude takes it")
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="set a key of data, like data.label_column"),
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Count images and classes, decode them, compare splits by content; exit code 1 if something is wrong."""
-    from schane_cli.datasets.catalog import require_source
-    from schane_cli.recipe import parse_set
-    from schane_cli.terminal import Terminal, figures_table
-
-    terminal = Terminal(json=json)
-    settings = parse_set(assignments or ())
-    require_source(name)
-    from schane_cli.datasets.check import check
-
-    verdict = check(name, root, terminal, sample=None if decode_all else 500, settings=settings)
-    columns = ("images", "classes", "smallest_class", "largest_class")
-    rows = [(split, *(f"{counts[key]:,}" for key in columns)) for split, counts in verdict.splits.items()]
-    terminal.table(figures_table(name, rows, ("split", *(column.replace("_", " ") for column in columns))))
-    for text in [*verdict.remarks, *verdict.problems]:
-        terminal.say(text)
-    verdict_text = f"{len(verdict.problems)} problems" if verdict.problems else "ok"
-    terminal.say(f"verdict   {verdict_text}; {verdict.decoded:,} images decoded, all compared between splits")
-    if write is not None:
-        verdict.write_bad(write)
-        terminal.say(f"wrote     {write}: {len(verdict.bad):,} images; --set data.exclude={write} leaves them out")
-    _finish(verdict.summary(), json)
-    if verdict.problems:
         raise typer.Exit(1)
 
 

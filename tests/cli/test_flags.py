@@ -15,7 +15,7 @@ from schane_cli.flags import FLAGS, RecipeValues, recipe_flags
 from schane_cli.recipe import known_keys, recipe_fields
 
 ROOT = typer.main.get_command(app)
-CLI = Path(schane_cli.__file__).parent / "cli.py"
+CLI = sorted(Path(schane_cli.__file__).parent.glob("cli*.py"))
 TRAINING = (
     "--dataset --data-root --backbone --init --loss --seed --epochs --batch-size --chunk-size --compile --no-compile "
     "--lr --temperature --hardness --contrastive-weight"
@@ -70,7 +70,7 @@ def test_every_flag_has_the_description_and_the_range_of_its_field() -> None:
 
 
 def test_no_command_has_a_parameter_that_it_does_not_read() -> None:
-    for function in ast.walk(ast.parse(CLI.read_text())):
+    for function in (node for file in CLI for node in ast.walk(ast.parse(file.read_text()))):
         if isinstance(function, ast.FunctionDef):
             names = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
             read = {node.id for line in function.body for node in ast.walk(line) if isinstance(node, ast.Name)}
