@@ -234,6 +234,16 @@ class RunFolder:
             self._lock()
             self._lock = None
 
+    def tidy(self) -> None:
+        """Remove the lock and the half-written files of a process that died after its summary.
+
+        Raises:
+            BadRequest: a living process is writing here.
+        """
+        with suppress(OSError):  # a folder that cannot be written holds none
+            self.lock()
+            self.close()
+
     def cut_log(self, size: int, step: int) -> str | None:
         """Cut metrics.jsonl to the `size` bytes it had at the checkpoint of `step`; what was logged later comes again.
 

@@ -16,9 +16,11 @@ from schane_cli.commands.finetune import finetune
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.models.files import read_tensors
 from schane_cli.preflight import resumed_recipe, run_to_resume
+from schane_cli.recipe import to_yaml
 from schane_cli.run import RunFolder, read_csv, remove_dead, temporary, write_csv
 from schane_cli.terminal import Terminal
-from tests.jobs import run_tiny, tiny_recipe
+from tests.conftest import run_cli
+from tests.jobs import TINY, run_tiny, tiny_recipe
 
 QUIET = Terminal(quiet=True)
 
@@ -80,6 +82,81 @@ def test_a_run_killed_before_its_page_is_not_trained_again(finished: Path, tmp_p
     run.page.write_text("")
     with pytest.raises(BadRequest, match="is finished; schane eval"):
         resumed_recipe("finetune", run.path, {})
+
+
+def test_the_lock_of_a_process_that_died_after_its_summary_goes_with_the_page(finished: Path, tmp_path: Path) -> None:
+    for command in (["report"], ["finetune", "--resume"]):
+        run = copy(finished, tmp_path / command[0])
+        for left in (run.lock_file, temporary(run.page)):
+            left.write_text("process 1 on another machine")
+        assert run_cli(*command, run.path) == 0
+        assert run.state == "reported"
+        assert not list(run.path.rglob(".*"))
+
+
+@pytest.mark.parametrize("seeds", [[], ["--seeds", "0,1"]], ids=["one seed", "seeds"])
+def test_a_job_that_is_given_out_again_finds_its_run_done(
+    seeds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = [f"--set={key}={value}" for key, value in {**TINY, "train.epochs": 1}.items()]
+    job = ["finetune", *quick, *seeds, "--resume", "auto", "--out", tmp_path / "x", "--json"]
+    assert run_cli(*job) == 0
+    first = capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")}
+    assert run_cli(*job) == 0
+    again = capsys.readouterr()
+    assert again.out == first
+    assert f"finished already; report at {tmp_path}/x/report.html" in again.err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")} == before
+    assert run_cli("finetune", *quick, "--lr", 0.5, "--resume", "auto", "--out", tmp_path / "x") == 2  # another run
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_run_of_one_command_is_not_resumed_by_another(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy(finished, tmp_path / "run", ("summary.json",))
+    assert run_cli("fewshot", "--resume", run.path) == 2
+    assert "was made by schane finetune; resume it by that" in capsys.readouterr().err
+    assert run_to_resume("fewshot", tiny_recipe(), run.path) is None
+
+
+def test_the_page_of_any_command_is_made_by_the_same_command_again(finished: Path, tmp_path: Path) -> None:
+    command = ["eval", finished, "--split", "val", "--device", "cpu", "--out", tmp_path / "x"]
+    assert run_cli(*command) == 0
+    run = RunFolder(tmp_path / "x")
+    summary, page = run.summary_file.stat().st_mtime_ns, run.page.read_text()
+    run.page.unlink()
+    assert run_cli(*command) == 0
+    assert run.summary_file.stat().st_mtime_ns == summary
+    assert run.page.read_text() == page
+    assert run_cli(*command) == 2  # now it is complete
+    run.page.unlink()
+    assert run_cli(*command[:-2], "--ood", "digits", *command[-2:]) == 2  # another request
+
+
+def test_a_comparison_that_was_killed_is_made_anew_and_nothing_else_is_written_over(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "a")
+    other = tiny_recipe(loss__name="ce")
+    shutil.copytree(finished, tmp_path / "b")
+    (tmp_path / "b" / "recipe.yaml").write_text(f"# schane: finetune\n{to_yaml(other)}")
+    summary = json.loads((tmp_path / "b" / "summary.json").read_text())
+    (tmp_path / "b" / "summary.json").write_text(json.dumps({**summary, "loss": "ce"}))
+    command = ["compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "x"]
+    assert run_cli(*command) == 0
+    files = sorted(path.name for path in (tmp_path / "x").iterdir())
+    for killed_before in ("report.html", "summary.json", "runs.json", "compare.md"):
+        (tmp_path / "x" / "report.html").unlink()
+        (tmp_path / "x" / killed_before).unlink(missing_ok=True)
+        assert run_cli(*command) == 0
+        assert sorted(path.name for path in (tmp_path / "x").iterdir()) == files
+    assert run_cli(*command) == 2
+    (tmp_path / "x" / "report.html").unlink()
+    (tmp_path / "x" / "mine.txt").write_text("mine")
+    assert run_cli(*command) == 2
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_a_folder_that_a_living_process_writes_is_refused_and_a_dead_ones_is_not(

@@ -70,6 +70,7 @@ def finished_before(recipe: Recipe, path: Path | None) -> dict[str, Any] | None:
         run = RunFolder(path) if path is not None else None
         if run is None or run.state != "finished" or run.read_recipe() != recipe:
             return None
+        run.tidy()
         return {**run.read_summary(), "run": str(run.path)}  # it may have been moved
 
     return on_first(summary)

@@ -29,6 +29,7 @@ def report(run: Path, terminal: Terminal) -> Path:
     """
     folder = RunFolder(run)
     folder.require_summary()
+    folder.tidy()
     summary = folder.read_summary()
     kinds: dict[str, Report] = {
         "finetune": seeds_report if "seeds" in summary else finetune_report,

@@ -1,6 +1,7 @@
 """`schane compare`: groups, pairs, honest verdicts, and refusals."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,6 +149,28 @@ def test_tables_in_markdown_and_latex_hold_the_same_cells() -> None:
     assert sum(line.endswith(r"\\") for line in body) == 3
     assert r"test top-1 accuracy, \%" in latex([found])
     assert escape_latex("50 % & a_b") == r"50 \% \& a\_b"
+
+
+HOSTILE = ["a | b", "[x](http://y)", "<script>alert(1)</script>", "`code`", "two\nlines", r"\\input{/etc/passwd}",
+           "=cmd()", "50 % $x$ & #1_2^3 ~{}", "\x1b[31mred", "$\\pm$"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_stays_text_in_markdown_and_latex(name: str) -> None:
+    runs = [replace(run, label=name) for run in made("ce", CE)] + made("schane", OURS)
+    found = block(runs, baseline="schane")
+    table = [line for line in markdown([found]).splitlines() if line.startswith("| ")]
+    assert len(table) == 4  # the header, its rule, and a row of each group
+    columns = [len(re.split(r"(?<!\\)\|", line)) for line in table]
+    assert len(set(columns)) == 1, table
+    cells = "".join(table)
+    assert not re.search(r"(?<!\\)[<`\[]", cells)
+    assert "\x1b" not in cells + latex([found])
+    body = latex([found]).split(r"\midrule")[1].split(r"\bottomrule")[0].strip()
+    assert len(body.splitlines()) == 2
+    assert all(line.endswith(r"\\") and len(re.findall(r"(?<!\\)&", line)) == 4 for line in body.splitlines())
+    allowed = r"\\(textbackslash|textasciitilde|textasciicircum|pm|[&%$#_{}^\\])"
+    assert not re.search(r"\\", re.sub(allowed, "", body)), body
 
 
 @pytest.fixture(scope="module")
