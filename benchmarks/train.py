@@ -299,7 +299,7 @@ def option_rows(arguments: argparse.Namespace, device: torch.device, folder: Pat
         trainer = trainer_of(option_recipe(backbone, size, batch, overrides, folder), images, place, device)
         named[name] = ours(trainer, repeated(iter(trainer._loader())))
     seconds = turns(named, arguments.rounds, arguments.steps, device)
-    cases = [(name, size, batch, overrides, 3) for name, overrides in OPTIONS.items()]
+    cases = [(name, size, batch, overrides, 2) for name, overrides in OPTIONS.items()]
     cases.append(("LoRA of rank 8, chunks of 64", size, 1024, {"model.lora_rank": 8, "train.chunk_size": 64}, 1))
     rows, least = [], None
     for name, side, count, overrides, steps in cases:
