@@ -1,21 +1,26 @@
 """Images through one or several models batch by batch, held no longer than a batch; unreadable ones are passed on."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from schane_cli.features.extract import computed
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import readable_loader
 from schane_cli.images.preprocessing import eval_transform
 from schane_cli.models.checkpoint import Loaded
-from schane_cli.models.model import Outputs, place
+from schane_cli.models.model import Outputs, SchaneModel, place
 
 
 class StreamedBatch(NamedTuple):
-    """`outputs[m]` of model m, float32 on the CPU, row i for image `indices[i]`; none where no image was readable."""
+    """`outputs[m]` of model m, float32 on the CPU, row i for image `indices[i]`; none where no image was readable.
+
+    Projections are not computed: in their place stands the embedding.
+    """
 
     indices: list[int]
     outputs: list[Outputs]
@@ -35,7 +40,7 @@ def stream_outputs(
 ) -> Iterator[StreamedBatch]:
     """The images at `indices`, in order, each read once and resized once for each preprocessing of the models."""
     distinct = list(dict.fromkeys(one.input for one in models))
-    placed = [place(one.model, device).eval() for one in models]
+    placed = [without_projection(place(one.model, device).eval()) for one in models]
     loader = readable_loader(
         images,
         [eval_transform(spec) for spec in distinct],
@@ -50,3 +55,10 @@ def stream_outputs(
             if batch.indices
         ]
         yield StreamedBatch(batch.indices, outputs, batch.unreadable)
+
+
+def without_projection(model: SchaneModel) -> SchaneModel:
+    """The same model, sharing all else, whose projection is its embedding: a small backbone's head is a tenth of it."""
+    slim = copy(model)
+    slim._modules = {**model._modules, "projection": nn.Identity()}
+    return slim

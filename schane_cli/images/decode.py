@@ -190,7 +190,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in {"PA", "LA", "La", "RGBA", "RGBa"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:

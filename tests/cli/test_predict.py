@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from schane_cli.commands import predict as module
 from schane_cli.commands.predict import predict, read_request
+from schane_cli.features.stream import without_projection
+from schane_cli.models.checkpoint import load_checkpoint
 from schane_cli.preflight import PredictOptions
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted, StopSignal
@@ -78,7 +81,6 @@ def test_a_folder_gets_tables_a_page_and_a_list_of_what_cannot_be_read(
 def test_predictions_are_those_of_eval_on_the_same_images(trained: Path, tmp_path: Path) -> None:
     """The digits' own test images as files: prediction and temperature as `schane eval` has them."""
     from schane_cli.datasets.load import load_splits
-    from schane_cli.models.checkpoint import load_checkpoint
 
     test = load_splits(load_checkpoint(trained).recipe.data).test
     for index in range(40):
@@ -118,6 +120,17 @@ def test_images_below_the_confidence_are_unsure_and_the_share_of_val_is_said(
     assert len(copied) == 30  # both folders' 00.png are there, named by their folders
     assert {path.parent.name for path in copied} == set(table.prediction)
     assert len(list(photos.rglob("*.png"))) == 31  # nothing was moved
+
+
+def test_the_projection_that_nobody_asks_for_is_not_computed_and_the_model_keeps_its_own(trained: Path) -> None:
+    loaded = load_checkpoint(trained)
+    slim = without_projection(loaded.model)
+    pixels = torch.rand(2, 3, loaded.input.size, loaded.input.size)
+    with torch.no_grad():
+        ours, theirs = slim(pixels), loaded.model.eval()(pixels)
+    assert ours.projection is ours.embedding
+    assert torch.equal(ours.logits, theirs.logits)
+    assert ours.projection.shape != theirs.projection.shape
 
 
 def test_loader_processes_change_nothing(trained: Path, photos: Path, tmp_path: Path) -> None:
