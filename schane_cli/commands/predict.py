@@ -30,7 +30,7 @@ from schane_cli.commands.predict_tables import (
     write_part,
 )
 from schane_cli.datasets.catalog import parse_source
-from schane_cli.datasets.load import source_parts
+from schane_cli.datasets.sources import read_images
 from schane_cli.datasets.tables import read_csv
 from schane_cli.datasets.unlabelled import unlabelled
 from schane_cli.distributed import on_first, rank, same_everywhere, world_size
@@ -91,14 +91,9 @@ def images_to_name(sources: Sequence[str], overrides: Mapping[str, Any]) -> tupl
     if contained and len(sources) > 1:
         raise BadRequest(f"{contained[0]} goes alone: images inside larger files and image files do not mix")
     if contained:
-        recipe = build_recipe(
-            {"data": {"dataset": contained[0]}}, {k: v for k, v in overrides.items() if k == "data.root"}
-        )
-        parts = source_parts(recipe.data)
-        whole, *others = parts.values()
-        for other in others:
-            whole = whole.joined(other, "all")
-        return _without_labels(whole), parts.notes
+        known = ("data.root", "data.image_column")
+        recipe = build_recipe({"data": {"dataset": contained[0]}}, {k: v for k, v in overrides.items() if k in known})
+        return read_images(recipe.data)
     paths: list[str] = []
     for source, kind in zip(sources, parsed, strict=True):
         paths += _listed(Path(kind[1])) if kind and kind[0] == "csv" else [kind[1] if kind else source]

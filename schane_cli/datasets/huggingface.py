@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from schane_cli.datasets.labels import number_labels, require_trained, settle_missing
+from schane_cli.datasets.labels import MISSING, number_labels, require_trained, settle_missing
 from schane_cli.datasets.parts import Parts
 from schane_cli.datasets.split_names import choose_splits, splits_in
 from schane_cli.errors import BadRequest, SchaneError, nearest, require_package
@@ -71,6 +71,25 @@ def huggingface_parts(dataset: str, name: str, recipe: DataRecipe) -> Parts:
     return parts
 
 
+def huggingface_images(dataset: str, name: str, recipe: DataRecipe) -> ImageSet:
+    """The images of all splits of a dataset as one set without labels; a row without an image is an unreadable one.
+
+    Raises:
+        BadRequest: the `datasets` package is not installed, no column of images.
+        SchaneError: the dataset cannot be fetched.
+    """
+    require_package(f"{dataset} needs Hugging Face's package datasets", "hf", "datasets")
+    import datasets
+
+    tables = _load(dataset, name, recipe.root)
+    column = _image_column(dataset, next(iter(tables.values())).features, recipe)
+    stored = [_images(dataset, split, table, column, required=False) for split, table in tables.items()]
+    whole = datasets.concatenate_datasets([one.fetch.table for one in stored])  # type: ignore[attr-defined]
+    ids = Names(f"{split}/{row:07d}" for split, table in tables.items() for row in range(len(table)))
+    images = Stored(HuggingFaceImages(whole, column), np.arange(len(whole)), " ".join(one.stamp for one in stored))
+    return ImageSet(dataset, "images", images, np.full(len(whole), MISSING), (), ids)
+
+
 def _load(dataset: str, name: str, root: Path) -> dict[str, Any]:
     """The tables of a dataset by its own split names."""
     import datasets
@@ -104,11 +123,16 @@ def _columns(dataset: str, features: Any, recipe: DataRecipe) -> tuple[str, str]
     """The columns of images and of labels: as the recipe says, else by their types and usual names."""
     import datasets
 
-    pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    image = _column(dataset, recipe.image_column, features, pictures, _IMAGE_COLUMNS, "image")
     label = _column(dataset, recipe.label_column, features, classes, _LABEL_COLUMNS, "label")
-    return image, label
+    return _image_column(dataset, features, recipe), label
+
+
+def _image_column(dataset: str, features: Any, recipe: DataRecipe) -> str:
+    import datasets
+
+    pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    return _column(dataset, recipe.image_column, features, pictures, _IMAGE_COLUMNS, "image")
 
 
 def _column(

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from schane_cli.datasets.labels import number_labels, require_trained, settle_missing
+from schane_cli.datasets.labels import MISSING, number_labels, require_trained, settle_missing
 from schane_cli.datasets.listing import is_hidden, skipped_note
 from schane_cli.datasets.parts import Parts
 from schane_cli.datasets.split_names import SPLITS, split_of, splits_in
@@ -98,17 +98,52 @@ def webdataset_parts(dataset: str, folder: Path, recipe: DataRecipe) -> Parts:
         BadRequest: no shards, a shard that is cut short, an image without label or a label without image, two files
             of one key, a label without a line in classes.txt.
     """
+    shards = _shards(folder)
+    by_split, notes = _shards_by_split(folder, shards)
+    name_of = _namer(folder, shards)
+    indexed = {split: _index(files, name_of, recipe.label_column) for split, files in by_split.items()}
+    return _parts(dataset, folder, indexed, notes)
+
+
+def webdataset_images(dataset: str, folder: Path) -> tuple[ImageSet, list[str]]:
+    """All images below a folder of shards as one set without labels, whatever lies beside them, and notes.
+
+    Raises:
+        BadRequest: no shards, a shard that is cut short, no images.
+    """
+    index = _Index(_shards(folder))
+    name_of = _namer(folder, index.shards)
+    for number, shard in enumerate(index.shards):
+        images, _ = _read_members(shard, index.skipped)
+        index.places += [(number, *place) for place in images.values()]
+        index.keys += [f"{name_of(shard)}/{key}" for key in images]
+    if not index.keys:
+        raise BadRequest(f"{folder} holds no images")
+    labels, ids = np.full(len(index.keys), MISSING), Names(index.keys).printable()
+    return ImageSet(dataset, "images", _stored(index), labels, (), ids), skipped_note(index.skipped, str(folder))
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The shards below a folder, hidden ones left out; BadRequest where there are none."""
     shards = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
     shards = [shard for shard in shards if not any(is_hidden(part) for part in shard.relative_to(folder).parts)]
     if not shards:
         packed = len(list(folder.rglob("*.tar.*"))) + len(list(folder.rglob("*.tgz"))) if folder.is_dir() else 0
         hint = f", only {packed} compressed ones; images are read in place, so decompress them first" if packed else ""
         raise BadRequest(f"{folder} holds no .tar shards{hint}")
-    by_split, notes = _shards_by_split(folder, shards)
+    return shards
+
+
+def _namer(folder: Path, shards: list[Path]) -> Callable[[Path], str]:
+    """How a shard is called in ids: by its file name, or by its path below the folder where two share a name."""
     unique = len({shard.name for shard in shards}) == len(shards)
-    keys_of: Callable[[Path], str] = lambda shard: shard.name if unique else shard.relative_to(folder).as_posix()  # noqa: E731
-    indexed = {split: _index(files, keys_of, recipe.label_column) for split, files in by_split.items()}
-    return _parts(dataset, folder, indexed, notes)
+    return lambda shard: shard.name if unique else shard.relative_to(folder).as_posix()
+
+
+def _stored(index: _Index) -> Stored:
+    stamp = " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in index.shards)
+    places = np.array(index.places, dtype=np.int64)
+    return Stored(TarImages(index.shards, places), np.arange(len(places)), stamp)
 
 
 def _parts(dataset: str, folder: Path, indexed: dict[str, _Index], notes: list[str]) -> Parts:
@@ -124,10 +159,8 @@ def _parts(dataset: str, folder: Path, indexed: dict[str, _Index], notes: list[s
     parts = Parts(notes=notes)
     skipped: Counter[str] = Counter()
     for split, index in indexed.items():
-        stamp = " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in index.shards)
-        places = np.array(index.places, dtype=np.int64)
-        images = Stored(TarImages(index.shards, places), np.arange(len(places)), stamp)
-        parts[split] = ImageSet(dataset, split, images, numbers[split], class_names, Names(index.keys).printable())
+        keys = Names(index.keys).printable()
+        parts[split] = ImageSet(dataset, split, _stored(index), numbers[split], class_names, keys)
         skipped += index.skipped
     settle_missing(parts, where, str(folder))
     require_trained(parts, str(folder))
@@ -192,6 +225,12 @@ def _read_headers(
     shard: Path, skipped: "Counter[str]", label_key: str | None
 ) -> tuple[dict[str, tuple[int, int]], dict[str, Any]]:
     """Offset and size of each image of a shard by key, and each key's label; .cls goes before .json before .txt."""
+    images, texts = _read_members(shard, skipped)
+    return images, _labels(shard, texts, images, label_key)
+
+
+def _read_members(shard: Path, skipped: "Counter[str]") -> tuple[dict[str, tuple[int, int]], dict[str, dict[str, str]]]:
+    """Offset and size of each image of a shard by key, and the texts beside them by suffix and key."""
     images: dict[str, tuple[int, int]] = {}
     texts: dict[str, dict[str, str]] = {suffix: {} for suffix in _LABEL_SUFFIXES}
     size = shard.stat().st_size
@@ -212,7 +251,7 @@ def _read_headers(
                     skipped[suffix or "without suffix"] += 1
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise BadRequest(f"shard {shard} cannot be read: {error}") from None
-    return images, _labels(shard, texts, images, label_key)
+    return images, texts
 
 
 def _add_once(known: dict[str, Any], key: str, value: Any, shard: Path, what: str) -> None:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from schane_cli.datasets.catalog import find_dataset, parse_source
 from schane_cli.datasets.folders import folder_parts
-from schane_cli.datasets.huggingface import huggingface_parts
+from schane_cli.datasets.huggingface import huggingface_images, huggingface_parts
 from schane_cli.datasets.parts import Parts
-from schane_cli.datasets.shards import webdataset_parts
+from schane_cli.datasets.shards import webdataset_images, webdataset_parts
 from schane_cli.datasets.tables import csv_parts
+from schane_cli.images.imageset import ImageSet
 from schane_cli.recipe import DataRecipe
 
 
@@ -27,3 +28,15 @@ def read_source(recipe: DataRecipe) -> Parts:
     if kind == "folder":
         return folder_parts(recipe.dataset, path)
     return (csv_parts if kind == "csv" else webdataset_parts)(recipe.dataset, path, recipe)
+
+
+def read_images(recipe: DataRecipe) -> tuple[ImageSet, list[str]]:
+    """All images of `hfds:NAME` or `wds:PATH` as one set, whatever its splits and labels, and notes.
+
+    Raises:
+        BadRequest: missing, damaged, or no images.
+    """
+    kind, place = parse_source(recipe.dataset) or ("", "")
+    if kind == "hfds":
+        return huggingface_images(recipe.dataset, place, recipe), []
+    return webdataset_images(recipe.dataset, Path(place).expanduser())

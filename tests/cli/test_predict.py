@@ -1,6 +1,9 @@
 """`schane predict` as users call it: folders, one file, several runs, copies, what cannot be read, what is refused."""
 
+import io
 import json
+import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +183,34 @@ def test_a_stopped_run_goes_on_to_the_same_table(trained: Path, photos: Path, tm
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert whole["images"] == 32
     assert run_cli("predict", "--resume", tmp_path / "b") == 2  # it is complete
+
+
+def test_shards_tables_and_hugging_face_sets_need_no_labels(trained: Path, photos: Path, tmp_path: Path) -> None:
+    """One set of ten pictures in four dresses: predictions are the same."""
+    files = sorted((photos / "first").glob("*.png"))[:10]
+    (tmp_path / "shards").mkdir()
+    for number in range(2):  # a split's name, and labels beside one shard alone
+        with tarfile.open(tmp_path / "shards" / f"{('new', 'test')[number]}-{number}.tar", "w") as tar:
+            for file in files[5 * number : 5 * number + 5]:
+                tar.add(file, file.name)
+                if number:
+                    label = tarfile.TarInfo(f"{file.stem}.cls")
+                    label.size = 1
+                    tar.addfile(label, io.BytesIO(b"7"))
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{file}\n" for file in files))
+    sources = [f"wds:{tmp_path}/shards", f"csv:{tmp_path}/list.csv"]
+    if find_spec("datasets"):
+        import datasets
+
+        rows = datasets.Dataset.from_dict({"image": [str(file) for file in files]})
+        rows.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "hub"))
+        sources.append(f"hfds:{tmp_path}/hub")
+    tables = []
+    for number, source in enumerate(sources):
+        assert run_cli("predict", trained, source, *CPU, "--out", tmp_path / str(number)) == 0
+        tables.append(pd.read_csv(tmp_path / str(number) / "predictions.csv", dtype={"prediction": str}))
+        assert len(tables[-1]) == 10
+        pd.testing.assert_frame_equal(tables[-1].drop(columns="path"), tables[0].drop(columns="path"), atol=1e-5)
 
 
 def test_what_cannot_be_done_is_one_sentence_before_any_work(
