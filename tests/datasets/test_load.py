@@ -90,7 +90,7 @@ def test_a_missing_dataset_is_named_before_any_work(name: str, tmp_path: Path) -
         load_splits(recipe(name, tmp_path))
 
 
-def test_an_incomplete_dataset_is_named_with_what_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_dataset_is_named_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make("cub200", tmp_path, monkeypatch)
     (tmp_path / "cub200/CUB_200_2011/classes.txt").unlink()
     with pytest.raises(BadRequest, match=r"incomplete: CUB_200_2011/classes\.txt missing"):
@@ -543,7 +543,7 @@ def test_a_backbone_that_has_seen_the_test_classes_is_named(
     assert note is None if said is None else note is not None and said in note
 
 
-def test_a_study_reads_its_images_once_and_other_calls_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_reads_its_images_once_and_other_calls_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     read = data.read_source
     monkeypatch.setattr(data, "read_source", lambda recipe: asked.append(recipe.dataset) or read(recipe))

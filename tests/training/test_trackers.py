@@ -13,6 +13,7 @@ from schane_cli.errors import BadRequest
 from schane_cli.terminal import Terminal
 from schane_cli.training import trackers
 from schane_cli.training import trainer as training
+from schane_cli.training.hooks import on_step
 from schane_cli.training.interruption import Interrupted
 from schane_cli.training.trainer import Trainer
 from tests.conftest import run_cli
@@ -182,8 +183,8 @@ def test_a_tracker_that_does_not_start_is_one_sentence_before_the_first_batch(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
-    monkeypatch.setattr(Trainer, "_training_step", lambda *_: pytest.fail("a batch was trained"))
-    with pytest.raises(BadRequest, match=r"train\.trackers mlflow does not start: "):
+    trained = on_step(lambda _: pytest.fail("a batch was trained"))
+    with trained, pytest.raises(BadRequest, match=r"train\.trackers mlflow does not start: "):
         run_tiny(tmp_path / "run", train__trackers=["mlflow"])
 
 
