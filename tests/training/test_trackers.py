@@ -1,7 +1,6 @@
 """What the trackers show: the figures of metrics.jsonl, each step once, through a stop and a resume."""
 
 import json
-import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +12,7 @@ from schane_cli.errors import BadRequest
 from schane_cli.terminal import Terminal
 from schane_cli.training import trackers
 from schane_cli.training import trainer as training
-from schane_cli.training.hooks import on_step
-from schane_cli.training.interruption import Interrupted
-from schane_cli.training.trainer import Trainer
+from schane_cli.training.hooks import Progress, on_step
 from tests.conftest import run_cli
 from tests.jobs import TINY, run_tiny
 
@@ -29,27 +26,19 @@ def _log_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "LOG_EVERY_STEPS", 1)
 
 
-def _stopped_and_resumed(out: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
-    """Stop at step 6 without a save since step 4 (as a kill does), go on; steps of each kind in metrics.jsonl."""
-    save = Trainer.save_last
+class _Killed(Exception):  # noqa: N818 (reads as what it is)
+    pass
 
-    def stop(self: Trainer) -> None:
-        if self.step == 6:
-            raise Interrupted(signal.SIGTERM, f"finetune --resume {out}")
-        save(self)
 
-    log = Trainer._log
+def _stopped_and_resumed(out: Path, tracker: str) -> dict[str, list[int]]:
+    """Stop at step 7 without a save since step 4 (as a kill does), resume; steps of each kind in metrics.jsonl."""
 
-    def logged(self: Trainer, event: str, **values: object) -> None:
-        log(self, event, **values)
-        if event == "step" and self.step == 6:
-            signal.raise_signal(signal.SIGTERM)
+    def kill(progress: Progress) -> None:
+        if progress.step == 7:
+            raise _Killed
 
-    with monkeypatch.context() as stopping:
-        stopping.setattr(Trainer, "save_last", stop)
-        stopping.setattr(Trainer, "_log", logged)
-        with pytest.raises(Interrupted):
-            run_tiny(out, train__trackers=[tracker], **EVERY_STEP)
+    with on_step(kill), pytest.raises(_Killed):
+        run_tiny(out, train__trackers=[tracker], **EVERY_STEP)
     run_tiny(out, resume=True, train__trackers=[tracker], **EVERY_STEP)
     steps: dict[str, list[int]] = {}
     for text in (out / "metrics.jsonl").read_text().splitlines():
@@ -59,11 +48,9 @@ def _stopped_and_resumed(out: Path, tracker: str, monkeypatch: pytest.MonkeyPatc
     return steps
 
 
-def test_tensorboard_holds_each_step_of_metrics_once_after_a_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard_holds_each_step_of_metrics_once_after_a_resume(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    steps = _stopped_and_resumed(tmp_path / "run", "tensorboard", monkeypatch)
+    steps = _stopped_and_resumed(tmp_path / "run", "tensorboard")
     events = accumulator.EventAccumulator(
         str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0}, purge_orphaned_data=False
     ).Reload()
@@ -80,7 +67,7 @@ def test_mlflow_holds_each_step_of_metrics_once_after_a_resume(tmp_path: Path, m
     tracking = pytest.importorskip("mlflow.tracking")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    steps = _stopped_and_resumed(tmp_path / "run", "mlflow", monkeypatch)
+    steps = _stopped_and_resumed(tmp_path / "run", "mlflow")
     client = tracking.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("schane").experiment_id])
     assert run.data.params["loss.temperature"] == "0.5"
@@ -102,7 +89,7 @@ def test_wandb_offline_gets_each_step_once_under_one_id(tmp_path: Path, monkeypa
         log(self, data, step=step, **rest)
 
     monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log", recording)
-    steps = _stopped_and_resumed(tmp_path / "run", "wandb", monkeypatch)
+    steps = _stopped_and_resumed(tmp_path / "run", "wandb")
     assert [step for name, step in sent if name == "train/loss"] == steps["step"]
     assert [step for name, step in sent if name == "val/accuracy"] == steps["epoch"]
     files = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
