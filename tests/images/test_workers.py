@@ -45,7 +45,7 @@ def test_as_many_workers_as_shared_memory_holds(
          "ulimit -n"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's"),
          "--shm-size"),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), r"lost \(Killed\)"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), r"died \(Killed\)"),
         (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "data.workers=2"),
     ],
 )  # fmt: skip
