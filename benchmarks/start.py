@@ -147,7 +147,7 @@ def _few(images: ImageSet, per_class: int) -> ImageSet:
 
 
 def start_as(model: SchaneModel, arm: Arm, recipe: Recipe, n_classes: int) -> None:
-    """Draw the heads anew where the arm starts otherwise than schane does."""
+    """Draw the heads again where the arm starts in another way than schane."""
     classifier = model.backbone.get_classifier()
     if arm.head == "linear":
         classifier.reset_parameters()

@@ -340,7 +340,7 @@ def _paired_seeds(groups: Sequence[Group], common: bool) -> tuple[list[int], lis
     """The seeds that every group has; BadRequest where some are missing, unless the common ones are asked for."""
     every = sorted(set().union(*(group.runs for group in groups)))
     shared = [seed for seed in every if all(seed in group.runs for group in groups)]
-    missing_seeds = [f"{group.label} lacks {[s for s in every if s not in group.runs]}" for group in groups]
+    missing_seeds = [f"{group.label} has no run of {[s for s in every if s not in group.runs]}" for group in groups]
     missing_seeds = [text for text, group in zip(missing_seeds, groups, strict=True) if len(group.runs) < len(every)]
     if not missing_seeds:
         return shared, []

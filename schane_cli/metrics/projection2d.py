@@ -71,7 +71,7 @@ def tsne(
     Exact nearest neighbours by Euclidean distance in all d dimensions, started from the first two principal
     components, gradient by Barnes-Hut trees below 10,000 points and by interpolation from there (FIt-SNE, Linderman et
     al. 2019), 250 iterations with early exaggeration 12 and 350 without: 500 kept no more neighbours (0.598 against
-    0.599). On one of `threads` (openTSNE's and BLAS's) the result is the same to the bit at every call; on more the
+    0.599). On one of `threads` (openTSNE's and BLAS's) the result is the same, bit for bit, at every call; on more the
     library's sums may come in another order. `progress` is told the share of iterations done.
 
     The neighbours are not sought after a PCA to 50 dimensions, as is customary: with 100 classes that loses some (30

@@ -172,7 +172,7 @@ class Trainer:
     def _settle_buckets(self, model: DistributedDataParallel) -> None:
         """One pass as in training, which leaves no trace but the order of DDP's buckets.
 
-        DDP arranges its buckets anew after its first pass, and how the gradients of three and more processes are
+        DDP rearranges its buckets after its first pass, and how the gradients of three and more processes are
         rounded depends on the arrangement: a resumed run would begin with another one than the run it continues.
         """
         images = max(self.recipe.train.batch_size // world_size(), 1)
@@ -413,7 +413,7 @@ class Trainer:
         return place(merged, self.device)
 
     def _validate(self, model: SchaneModel) -> tuple[float, float]:
-        """Accuracy and NLL on val, to the bit those of `schane eval --split val` on these weights."""
+        """Accuracy and NLL on val, bit for bit those of `schane eval --split val` on these weights."""
         features = extract(
             model,
             self.job.val,

@@ -69,7 +69,11 @@ def test_groups_are_named_by_what_differs_and_where_the_data_lie_does_not() -> N
     ("runs", "options", "said"),
     [
         (made("ce", CE) + made("schane", OURS, test="b"), {}, "schane/s0 and ce/s0 have other test images"),
-        (made("ce", CE) + made("schane", OURS[:4]), {}, r"seeds are missing: schane lacks \[4\]; --common-seeds"),
+        (
+            made("ce", CE) + made("schane", OURS[:4]),
+            {},
+            r"seeds are missing: schane has no run of \[4\]; --common-seeds",
+        ),
         (made("ce", CE), {}, "nothing to compare"),
         (made("ce", CE) + made("schane", OURS), {"metric": "test_acuracy"}, "did you mean 'test_accuracy'"),
         (made("ce", CE) + made("schane", OURS), {"baseline": "simclr"}, "no group is called 'simclr'"),
@@ -86,7 +90,7 @@ def test_what_cannot_be_compared_is_refused(runs: list, options: dict, said: str
 def test_common_seeds_on_request() -> None:
     found = block(made("ce", CE) + made("schane", OURS[:4]), common_seeds=True)
     assert found.seeds == (0, 1, 2, 3)
-    assert "schane lacks [4]" in found.notes[0]
+    assert "schane has no run of [4]" in found.notes[0]
 
 
 def test_of_a_metric_without_a_better_side_one_is_higher() -> None:

@@ -59,7 +59,7 @@ def cifar_fs(real_data: Path) -> tuple[Tensor, Tensor]:
 
 
 def one_by_one(estimator: object, features: Tensor, episodes: Episodes) -> np.ndarray:
-    """Predictions (E, q) of a scikit-learn estimator fitted anew on each episode."""
+    """Predictions (E, q) of a scikit-learn estimator fitted again on each episode."""
     rows, n_shot = features.double().numpy(), episodes.support.shape[2]
     ways = np.repeat(np.arange(episodes.support.shape[1]), n_shot)
     fit = estimator.fit  # type: ignore[attr-defined]

@@ -156,7 +156,7 @@ def _val_figures(run: Path) -> list[tuple[float, float, bool]]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As many threads as each of the processes has: sums are taken in parts, one a thread."""
+    """As many threads as each of the processes has: sums are taken in parts, one per thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
