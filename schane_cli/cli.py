@@ -663,7 +663,7 @@ def compare(
     folder = RunFolder(out or new_run_path("compare", blocks[0].metric))
     folder.create_comparison()
     with closing(folder):
-        print_summary(write_comparison(blocks, notes, folder.path, terminal), json)
+        print_summary(write_comparison(blocks, notes, folder, terminal), json)
 
 
 @app.command(epilog="Example: schane report results/finetune/RUN")

@@ -41,16 +41,18 @@ _LATEX = {
 }
 
 
-def write_comparison(blocks: Sequence[Block], notes: Sequence[str], folder: Path, terminal: Terminal) -> dict[str, Any]:
-    """All files of a comparison in `folder`, its tables and sentences on the terminal; returns summary.json."""
-    run = RunFolder(folder)
+def write_comparison(
+    blocks: Sequence[Block], notes: Sequence[str], run: RunFolder, terminal: Terminal
+) -> dict[str, Any]:
+    """All files of a comparison in its folder, its tables and sentences on the terminal; returns summary.json."""
+    run.path.mkdir(parents=True, exist_ok=True)
     frames = [block.table().assign(block=block.title) for block in blocks]
     write_csv(pd.concat(frames, ignore_index=True), run.comparison_table, index=False)
     write_text(run.comparison_table.with_suffix(".md"), markdown(blocks))
     write_text(run.comparison_table.with_suffix(".tex"), latex(blocks))
     title = f"{blocks[0].meaning.label} by {', '.join(dict.fromkeys(block.title.split(',')[0] for block in blocks))}"
     write_json(run.compared_runs, {"blocks": blocks_as_json(blocks), "notes": list(notes)})
-    summary = {**as_json(blocks, notes), "run": str(folder)}
+    summary = {**as_json(blocks, notes), "run": str(run.path)}
     run.finish(summary)
     overview = drawn(
         plots.group_intervals([panel(block) for block in blocks]),
@@ -58,7 +60,7 @@ def write_comparison(blocks: Sequence[Block], notes: Sequence[str], folder: Path
         "each group's mean and interval",
     )
     page = write_page(
-        folder,
+        run.path,
         "compare",
         title=title,
         overview=overview,
@@ -83,7 +85,7 @@ def compare_report(folder: Path, terminal: Terminal) -> None:
     if not file.is_file():
         raise BadRequest(f"{folder} was written by an older version and has no {file.name}; run schane compare again")
     content = read_json(file)
-    write_comparison(read_blocks(content["blocks"]), content["notes"], folder, terminal)
+    write_comparison(read_blocks(content["blocks"]), content["notes"], RunFolder(folder), terminal)
 
 
 def show(block: Block, terminal: Terminal) -> None:

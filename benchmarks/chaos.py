@@ -1,0 +1,461 @@
+"""Kill, starve and crowd every command that writes, and count what survives: results/benchmarks/chaos.md.
+
+    python benchmarks/chaos.py [--cases 10] [--commands finetune eval] [--minutes 30] [--write]
+
+Each case forks a process that runs one command on the embedded digits. It is killed at one of its writes (an audit
+hook sees every open for writing, rename, mkdir, truncate and remove below the working folder), or after a random time;
+or the disk is full from one of its writes on, or really full (a tmpfs too small for the command, which needs root on
+Linux). Then the command that a user would give next is run to its end, with room again, and its figures are compared
+with those of a run that nothing happened to. A case is survived when
+
+- the broken command showed no traceback (a full disk is one sentence), and
+- the next command ended with the same weights and figures, and
+- no temporary or lock file is left.
+
+`one of two processes killed` starts two processes as torchrun does and kills one; `two at once` gives the same command
+to two processes that know nothing of each other: one does the work, the other is refused or finds it done. Pictures are
+blank here: drawing them would take most of the time, and they are written all the same.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import platform
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # processes are forked, which threads do not survive
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import schane_cli
+import schane_cli.commands.average
+import schane_cli.commands.compare
+import schane_cli.commands.embed
+import schane_cli.commands.export
+import schane_cli.commands.fewshot
+import schane_cli.commands.predict
+import schane_cli.commands.review
+import schane_cli.commands.study
+import schane_cli.commands.study_queue
+import schane_cli.reports.report
+from schane_cli.cli import main as schane
+from schane_cli.models.files import read_tensors
+from schane_cli.reports import plots
+from schane_cli.run import RunFolder
+
+TINY = ["--device=cpu", "--set=data.train_per_class=10", "--set=data.workers=0", "--set=train.batch_size=25",
+        "--set=train.warmup_epochs=0", "--set=data.test_fraction=0.06", "--set=data.val_fraction=0.06"]  # fmt: skip
+TRAIN = ["finetune", "--epochs=2", *TINY]
+FEWSHOT = ["--set=fewshot.episodes=10", "--ways=3", "--shots=1", "--queries=3", "--classifier=centroid"]
+STUDY = """{recipe: digits, heartbeat_seconds: 1, arms: {ce: {loss.name: ce}, schane: {loss.name: schane}}, set: {
+device: cpu, data.train_per_class: 10, data.workers: 0, train.batch_size: 25, train.warmup_epochs: 0, train.epochs: 1,
+data.test_fraction: 0.06, data.val_fraction: 0.06}}"""
+HUNG_SECONDS = 600.0
+CHANGES = (
+    "second",
+    "bytes",
+    "percent",
+    "joules",
+    "extracted_images",
+)  # in names of figures that differ from run to run
+RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "chaos.md"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command to break: what starts it, and what a user gives after it broke (the same again when None)."""
+
+    start: Sequence[str]
+    again: Sequence[str] | None = None
+    stopped: Sequence[str] | None = None  # where the folder holds a stopped run
+    weights: bool = False  # best.pt is compared, too
+
+    def next(self, run: RunFolder) -> Sequence[str]:
+        """The command to give after this one broke."""
+        if self.stopped is not None and run.state in {"stopped", "finished"}:
+            return self.stopped
+        return self.again or self.start
+
+
+def commands(template: Path) -> dict[str, Command]:
+    """Every command that writes, on the runs in `template`."""
+    base, other = str(template / "base"), str(template / "other")
+    return {
+        "finetune": Command([*TRAIN, "--out=x"], [*TRAIN, "--resume=auto", "--out=x"], weights=True),
+        "finetune --seeds": Command(
+            [*TRAIN, "--seeds=0,1", "--out=x"], [*TRAIN, "--seeds=0,1", "--resume=auto", "--out=x"]
+        ),
+        "fewshot (base training)": Command(
+            ["fewshot", "--epochs=1", *TINY, *FEWSHOT, "--out=x"],
+            ["fewshot", "--epochs=1", *TINY, *FEWSHOT, "--resume=auto", "--out=x"],
+            weights=True,
+        ),
+        "fewshot CHECKPOINT": Command(["fewshot", base, "--allow-seen-classes", *FEWSHOT, "--device=cpu", "--out=x"]),
+        "eval": Command(["eval", base, "--device=cpu", "--out=x"]),
+        "predict": Command(
+            ["predict", base, str(template / "photos"), "--device=cpu", "--out=x"], stopped=["predict", "--resume=x"]
+        ),
+        "embed": Command(["embed", base, "--perplexity=10", "--device=cpu", "--out=x"]),
+        "review": Command(["review", base, "--split=val", "--device=cpu", "--out=x"]),
+        "export": Command(["export", base, "--out=x"]),
+        "average": Command(["average", base, other, "--device=cpu", "--out=x"], weights=True),
+        "compare": Command(["compare", base, other, "--out=x"]),
+        "study": Command(["study", str(template / "study.yaml"), "--out=x"]),
+    }
+
+
+class Fault:
+    """An audit hook that counts the writes below a folder; kills at the `number`-th, or has no space from it on."""
+
+    def __init__(self, mode: str, number: int, below: Path) -> None:
+        self.mode, self.number, self.below, self.count = mode, number, str(below), 0
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            writes = isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        else:
+            writes = event in {"os.rename", "os.mkdir", "os.truncate", "os.remove"}
+        if not writes or not _is_path(arguments[0]):
+            return
+        if not os.path.abspath(os.fsdecode(arguments[0])).startswith(self.below):
+            return
+        self.count += 1
+        if self.mode == "kill" and self.count == self.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.mode == "full" and self.count >= self.number and event != "os.remove":
+            raise OSError(28, "No space left on device", os.fsdecode(arguments[0]))
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | bytes | os.PathLike)
+
+
+def run(
+    arguments: Sequence[str], place: Path, mode: str = "none", number: int = 0, seconds: float = 0.0
+) -> tuple[int, str]:
+    """Run a command in a forked process: (exit code, or minus the signal that ended it; what it said)."""
+    said = place.with_name(f"{place.name}.said")
+    return _ended(_forked(arguments, place, said, mode, number), said, seconds)
+
+
+def _ended(child: int, said: Path, seconds: float = 0.0) -> tuple[int, str]:
+    """Wait for a child, which is killed after `seconds` if they are given."""
+    deadline = time.monotonic() + (seconds or HUNG_SECONDS)
+    code = None
+    while code is None:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+        elif time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            code = -9 if seconds else -99
+        else:
+            time.sleep(0.02)
+    return code, said.read_text(errors="replace") if said.exists() else ""
+
+
+def _forked(
+    arguments: Sequence[str], place: Path, said: Path, mode: str = "none", number: int = 0, **environment: object
+) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        os.environ |= {name: str(value) for name, value in environment.items()}
+        os.chdir(place)
+        sink = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        torch.set_num_threads(1)
+        fault = Fault(mode, number, place)
+        sys.addaudithook(fault)
+        schane(list(arguments))
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            place.with_name("count").write_text(str(fault.count))
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def outcome(place: Path, command: Command) -> Any:
+    """The figures of a finished folder that must not depend on what happened on the way; None where it is not whole."""
+    folder = RunFolder(place / "x")
+    if not folder.summary_file.exists():
+        return sorted(path.name for path in folder.path.iterdir()) if folder.path.is_dir() else None
+    figures = {
+        key: value for key, value in _flat(folder.read_summary()).items() if not any(word in key for word in CHANGES)
+    }
+    weights = read_tensors(folder.best)["state_dict"] if command.weights else {}
+    return figures | {f"weights {key}": tensor.double().sum().item() for key, tensor in weights.items()}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {name: item for key in value for name, item in _flat(value[key], f"{prefix}{key}.").items()}
+    if isinstance(value, list):
+        return {name: item for i, part in enumerate(value) for name, item in _flat(part, f"{prefix}{i}.").items()}
+    return {prefix: value}
+
+
+def emptied(folder: Path) -> Path:
+    """The folder that a case runs in."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def recovered(command: Command, place: Path, expected: Any) -> str:
+    """What the next command came to: "" where all is as if nothing had happened, else what is wrong."""
+    before = RunFolder(place / "x")
+    whole = before.page.exists() or (command.start[0] == "export" and before.path.exists())
+    if not whole or command.again is not None:
+        arguments = command.next(before)
+        code, said = run(arguments, place)
+        if code != 0:
+            return f"{' '.join(arguments[:2])} ended with {code}: {said.strip().splitlines()[-1:]}"
+    reached = outcome(place, command)
+    if reached != expected:
+        return f"other figures: {_differing(reached, expected)}"
+    left = [*(place / "x").rglob(".*"), *place.glob(".x*"), *(place / "x").rglob("parts")]
+    return f"left {left[0].name}" if left else ""
+
+
+def _differing(reached: Any, expected: Any) -> str:
+    if not isinstance(reached, dict) or not isinstance(expected, dict):
+        return str(reached)[:200]
+    keys = [key for key in {**reached, **expected} if reached.get(key) != expected.get(key)]
+    return f"{len(keys)}, such as {keys[0]} {reached.get(keys[0])} for {expected.get(keys[0])}"
+
+
+def case(command: Command, place: Path, expected: Any, mode: str, number: int, seconds: float) -> str:
+    """One case: "" where it is survived, else what went wrong."""
+    emptied(place)
+    code, said = run(command.start, place, mode, number, seconds)
+    problem = _broken_badly(code, said, {0, 1, 2} if mode == "full" else {0, -9})
+    problem = problem or recovered(command, place, expected)
+    return f"{mode} at {number or round(seconds, 2)}: {problem}" if problem else ""
+
+
+def _broken_badly(code: int, said: str, allowed: set[int]) -> str:
+    if "Traceback" in said:
+        return f"traceback: {said.strip().splitlines()[-1]}"
+    if code == -99:
+        return "hung"
+    return "" if code in allowed else f"exit code {code}: {said.strip().splitlines()[-1:]}"
+
+
+def full_disk(command: Command, place: Path, expected: Any, share: float, needed: int) -> str:
+    """The command on a file system with room for a `share` of the bytes that it needs, then again with more."""
+    emptied(place)
+    size = max(int(share * needed) // 1024, 8)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", place], check=False).returncode:
+        raise SystemExit("a real full disk needs root and tmpfs")
+    try:
+        code, said = run(command.start, place)
+        problem = _broken_badly(code, said, {0, 1, 2})
+        subprocess.run(["mount", "-o", f"remount,size={needed // 256 + 65536}k", place], check=True)
+        problem = problem or recovered(command, place, expected)
+    finally:
+        subprocess.run(["umount", place], check=True)
+    return f"{size} KiB of {needed // 1024}: {problem}" if problem else ""
+
+
+def unbroken(command: Command, place: Path) -> tuple[int, float, int, Any]:
+    """(number of writes, seconds, bytes, figures) of a command that nothing happens to."""
+    emptied(place)
+    began = time.monotonic()
+    code, said = run(command.start, place)
+    if code != 0:
+        raise SystemExit(f"{command.start} failed unbroken ({code}):\n{said}")
+    seconds = time.monotonic() - began
+    size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    return int(place.with_name("count").read_text()), seconds, size, outcome(place, command)
+
+
+def two_at_once(command: Command, place: Path, expected: Any) -> str:
+    """Two processes given the same command for the same folder: one does it, the other is refused or finds it done."""
+    emptied(place)
+    said = [place.with_name(f"{name}.said") for name in ("first", "second")]
+    children = [_forked(command.start, place, file) for file in said]
+    ended = [_ended(child, file) for child, file in zip(children, said, strict=True)]
+    codes, text = sorted(code for code, _ in ended), "".join(text for _, text in ended)
+    if "Traceback" in text or codes not in ([0, 2], [0, 0]):
+        return f"exit codes {codes}: {text.strip().splitlines()[-1]}"
+    reached = outcome(place, command)
+    return "" if reached == expected else f"other figures: {_differing(reached, expected)}"
+
+
+def pair(arguments: Sequence[str], place: Path, kill_after: float | None = None) -> list[tuple[int, str]]:
+    """Two processes of one launch, the second of which may be killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": 2}
+    said = [place.with_name(f"rank{rank}.said") for rank in range(2)]
+    children = [_forked(arguments, place, file, RANK=rank, LOCAL_RANK=rank, **shared) for rank, file in enumerate(said)]
+    killed = _ended(children[1], said[1], kill_after or 0.0)
+    return [_ended(children[0], said[0]), killed]
+
+
+def one_of_two(command: Command, place: Path, expected: Any, seconds: float) -> str:
+    """One of two processes is killed; the other must end, and both resumed reach what two unbroken ones reach."""
+    emptied(place)
+    (code, said), _ = pair(command.start, place, seconds)
+    problem = _broken_badly(code, said, {0, 1})
+    if not problem:
+        again = pair(command.next(RunFolder(place / "x")), place)
+        problem = next((_broken_badly(code, said, {0}) for code, said in again if code != 0), "")
+    reached = outcome(place, command)
+    if not problem and reached != expected:
+        problem = f"other figures: {_differing(reached, expected)}"
+    return f"killed after {seconds:.2f} s: {problem}" if problem else ""
+
+
+def draw_nothing() -> None:
+    """Put a blank picture in the place of every figure."""
+    blank = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(blank, "PNG")
+
+    def save(figure: object, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(blank.getvalue())
+        return path
+
+    plots.save, plots.png = save, lambda figure: blank.getvalue()
+
+
+def prepare(folder: Path) -> Path:
+    """The folder that every case starts from: two finished runs, a study file, photos."""
+    folder.mkdir(parents=True)
+    for name, loss in (("base", "schane"), ("other", "ce")):
+        code, said = run([*TRAIN, f"--loss={loss}", f"--out={name}"], folder)
+        if code != 0:
+            raise SystemExit(said)
+    (folder / "study.yaml").write_text(STUDY)
+    (folder / "photos").mkdir()
+    for number, pixels in enumerate(load_digits().images[:20]):
+        image = Image.fromarray((pixels * 15.9375).astype(np.uint8)).convert("RGB")
+        image.save(folder / "photos" / f"{number}.png")
+    return folder
+
+
+Row = tuple[str, str, int, int, list[str]]
+
+
+def bench(names: Sequence[str], cases: int, seed: int, minutes: float, tmpfs: bool) -> list[Row]:
+    """(command, fault, tried, survived, problems) for each command and fault, within `minutes`."""
+    chance = random.Random(seed)
+    deadline = time.monotonic() + 60 * minutes
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        template, place = prepare(Path(temporary) / "template"), Path(temporary) / "case"
+        known = commands(template)
+        for left, name in zip(range(len(names), 0, -1), names, strict=True):
+            until = time.monotonic() + (deadline - time.monotonic()) / left
+            rows += _broken(name, known[name], place, cases, chance, until, tmpfs)
+    return rows
+
+
+def _broken(
+    name: str, command: Command, place: Path, cases: int, chance: random.Random, until: float, tmpfs: bool
+) -> list[Row]:
+    """All faults of one command, in turns, until the time is over."""
+    writes, seconds, size, expected = unbroken(command, place)
+    picked = [int(number) for number in np.unique(np.linspace(1, writes, min(cases, writes)).round())]
+    chance.shuffle(picked)  # should the time not suffice
+    faults: dict[str, list[Callable[[], str]]] = {
+        f"killed at a write ({writes} in all)": [
+            partial(case, command, place, expected, "kill", n, 0.0) for n in picked
+        ],
+        "killed at a random time": [
+            partial(case, command, place, expected, "kill", 0, chance.uniform(0.02, seconds)) for _ in range(cases)
+        ],
+        "no space from a write on": [partial(case, command, place, expected, "full", n, 0.0) for n in picked],
+        "two at once": [partial(two_at_once, command, place, expected)] if name != "study" else [],
+        "a real full disk": [
+            partial(full_disk, command, place, expected, chance.random(), size) for _ in range(cases if tmpfs else 0)
+        ],
+    }
+    if name == "finetune":
+        emptied(place)
+        pair(command.start, place)
+        together = outcome(place, command)
+        faults["one of two processes killed"] = [
+            partial(one_of_two, command, place, together, chance.uniform(0.02, seconds)) for _ in range(cases)
+        ]
+    problems: dict[str, list[str]] = {fault: [] for fault in faults}
+    for number in range(max(map(len, faults.values()))):
+        for fault, plan in faults.items():
+            if number < len(plan) and (time.monotonic() < until or not problems[fault]):
+                problems[fault].append(plan[number]())
+    return [_row(name, fault, found) for fault, found in problems.items() if found]
+
+
+def _row(name: str, fault_name: str, problems: list[str]) -> Row:
+    bad = [problem for problem in problems if problem]
+    print(f"{name:<24} {fault_name:<32} {len(problems) - len(bad)} of {len(problems)}", *bad, sep="\n   ", flush=True)
+    return name, fault_name, len(problems), len(problems) - len(bad), bad
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The counts in Markdown."""
+    lines = ["| command | fault | tried | survived |", "| --- | --- | ---: | ---: |"]
+    lines += [f"| {name} | {fault_name} | {tried} | {survived} |" for name, fault_name, tried, survived, _ in rows]
+    lines.append(f"| all | | {sum(row[2] for row in rows)} | {sum(row[3] for row in rows)} |")
+    problems = [f"- {name}: {problem}" for name, *_, bad in rows for problem in bad]
+    return "\n".join([*lines, *(["", "Not survived:", "", *problems] if problems else [])])
+
+
+def main() -> None:
+    """Run the cases and print the table; --write puts it into results/benchmarks/chaos.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = list(commands(Path()))
+    parser.add_argument("--cases", type=int, default=10, help="cases per command and fault")
+    parser.add_argument("--commands", nargs="*", default=names, choices=names)
+    parser.add_argument("--minutes", type=float, default=60.0, help="shared by the commands; what fits is tried")
+    parser.add_argument("--no-tmpfs", action="store_true", help="leave out the full disk that needs root")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    began = time.monotonic()
+    draw_nothing()
+    rows = bench(given.commands, given.cases, given.seed, given.minutes, not given.no_tmpfs)
+    text = table(rows)
+    print(text)
+    if given.write:
+        versions = f"Python {platform.python_version()}, torch {torch.__version__}, schane {schane_cli.__version__}"
+        arguments = f"--cases {given.cases} --minutes {given.minutes:g} --seed {given.seed} --write"
+        took = f"{(time.monotonic() - began) / 60:.0f} minutes, {time.strftime('%Y-%m-%d')}"
+        made = f"Made by `python benchmarks/chaos.py {arguments}` in {took}, {platform.system()}, {versions}."
+        head = f"# Chaos\n\n{__doc__}\n{made}\n\n"
+        RESULTS.write_text(f"{head}{text}\n")
+    if any(row[4] for row in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
