@@ -104,7 +104,11 @@ def _to_timm(loaded: Loaded, folder: Path) -> float:
         "crop_mode": spec.crop_mode,
         "interpolation": spec.interpolation,
     }
-    save_for_hf(backbone, str(folder), model_config={"label_names": list(loaded.class_names)}, safe_serialization=False)
+    names = {"label_names": list(loaded.class_names)}
+    try:
+        save_for_hf(backbone, str(folder), model_config=names, safe_serialization=False)
+    except RuntimeError as error:  # torch turns a full disk into one
+        raise SchaneError(f"{folder.parent} cannot be written ({one_line(error)}); nothing was kept") from None
     (folder / "pytorch_model.bin").unlink()
     # not by timm: safetensors refuses tensors that share memory, as coat's do
     tensors = {key: value.contiguous().clone() for key, value in backbone.state_dict().items()}

@@ -1,8 +1,10 @@
 """`schane study`: every trial of a study file, run by any number of workers, stopped and resumed at any time."""
 
+import shutil
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from schane_cli.datasets.load import load_fewshot_splits, load_splits, reading_o
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.metrics.registry import metric
 from schane_cli.recipe import Recipe
-from schane_cli.run import RESULTS, RunFolder, pick_device, plain, write_text
+from schane_cli.run import RESULTS, RunFolder, pick_device, plain, remove_dead, temporary, write_text
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted
 
+NO_ROOM_BYTES = 2**26  # on the disk of a study, below which a trial that fails is thought to have failed of it
 POLL_SECONDS = 5.0  # while other workers run the last trials
 
 
@@ -52,6 +55,7 @@ def study(
         url = storage or f"sqlite:///{(folder / 'study.db').absolute()}"
         queue = Queue(file, path.stem, url, terminal.say)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_dead(folder)
         write_text(folder / "study.yaml", path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadRequest(f"study folder {folder} cannot be written: {error.strerror or error}") from None
@@ -114,6 +118,9 @@ class Worker:
                 raise stopped.resumed_by(self.command) from None
             except Exception as error:  # whatever a trial fails of, the others run
                 reason = str(error) if isinstance(error, SchaneError) else f"{type(error).__name__}: {error}"
+                if not _can_be_written(self.folder):  # which every other trial would die of, too
+                    self.queue.give_back(claimed)
+                    raise SchaneError(f"{reason}; the trial is queued again for the same command") from None
                 self.queue.fail(claimed, reason)
                 self.terminal.say(f"{_title(setting)} failed: {reason}")
                 return
@@ -136,6 +143,21 @@ class Worker:
         scored = f"{objective.label} {objective.text(value)}, {self._seconds[-1]:.0f} s"
         done = f"{total - left}/{total} {_title(setting)}: {scored}"
         return f"{done}, about {minutes:.0f} min left" if left else done
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether the disk of a folder is there, has room for more than small files, and can be written."""
+    probe = temporary(folder / "probe")
+    try:
+        probe.write_bytes(b"room")
+        if shutil.disk_usage(folder).free < NO_ROOM_BYTES:
+            return False
+    except OSError:
+        return False
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return True
 
 
 def run_fewshot(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Path | None = None) -> dict[str, Any]:
