@@ -1,7 +1,6 @@
 """Processes that work for days: memory, open files and shared memory stay flat, and a clock that jumps does no harm."""
 
 import gc
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -11,13 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from schane_cli.commands.evaluate import evaluate
 from schane_cli.models.files import read_tensors
 from schane_cli.run import RunFolder
-from schane_cli.terminal import Terminal
 from schane_cli.training.hooks import Progress, on_epoch
-from tests.conftest import run_cli
-from tests.jobs import TINY, run_tiny
+from tests.jobs import run_tiny
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 MEBIBYTE = 2**20
@@ -62,45 +58,6 @@ def test_thirty_epochs_take_the_memory_and_files_of_fifteen(tmp_path: Path, work
     with on_epoch(look):
         run_tiny(tmp_path / "run", train__epochs=30, data__workers=workers)
     assert len(uses) == 30
-    require_flat(uses, 15)
-
-
-@pytest.mark.slow
-def test_twenty_trials_take_the_memory_and_files_of_ten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_memory: None
-) -> None:
-    pytest.importorskip("optuna")
-    from schane_cli.commands import study
-
-    uses: list[tuple[int, int]] = []
-    finish = study.Worker._run
-
-    def run(self: study.Worker, claimed: object) -> None:
-        finish(self, claimed)
-        uses.append(used())
-
-    monkeypatch.setattr(study.Worker, "_run", run)
-    settings = {**TINY, "train.epochs": 1, "train.warmup_epochs": 0}
-    file = tmp_path / "many.yaml"
-    file.write_text(json.dumps({"recipe": "digits", "set": settings, "seeds": "0-19", "heartbeat_seconds": 1}))
-    assert run_cli("study", file, "--out", tmp_path / "s") == 0
-    assert len(uses) == 20
-    require_flat(uses, 15)
-
-
-@pytest.mark.slow
-def test_fifty_evaluations_take_the_memory_and_files_of_twenty_five(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_memory: None
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run_tiny(tmp_path / "run", train__epochs=1)
-    uses = []
-    for number in range(50):
-        evaluate(
-            tmp_path / "run", overrides={"device": "cpu"}, split="val", out=tmp_path / f"e{number}",
-            terminal=Terminal(quiet=True),
-        )  # fmt: skip
-        uses.append(used())
     require_flat(uses, 15)
 
 
