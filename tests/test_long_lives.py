@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from schane_cli.commands.evaluate import evaluate
 from schane_cli.models.files import read_tensors
 from schane_cli.run import RunFolder
+from schane_cli.terminal import Terminal
 from schane_cli.training.hooks import Progress, on_epoch
 from tests.jobs import run_tiny
 
@@ -58,6 +60,22 @@ def test_thirty_epochs_take_the_memory_and_files_of_fifteen(tmp_path: Path, work
     with on_epoch(look):
         run_tiny(tmp_path / "run", train__epochs=30, data__workers=workers)
     assert len(uses) == 30
+    require_flat(uses, 15)
+
+
+@pytest.mark.slow
+def test_fifty_evaluations_take_the_memory_and_files_of_twenty_five(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_memory: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_tiny(tmp_path / "run", train__epochs=1)
+    uses = []
+    for number in range(50):
+        evaluate(
+            tmp_path / "run", overrides={"device": "cpu"}, split="val", out=tmp_path / f"e{number}",
+            terminal=Terminal(quiet=True),
+        )  # fmt: skip
+        uses.append(used())
     require_flat(uses, 15)
 
 
