@@ -1,10 +1,10 @@
 """The datasets known by name: those of schane, and those of installed packages."""
 
-import re
 from pathlib import Path
 
 from schane_cli import plugins
 from schane_cli.datasets import benchmarks
+from schane_cli.datasets.addresses import is_address, refuse_address
 from schane_cli.datasets.dataset import DATASETS, Archive, Dataset, class_list, register, require_ready, state
 from schane_cli.errors import BadRequest, nearest
 
@@ -18,7 +18,6 @@ __all__ = [
     "find_dataset",
     "known_dataset",
     "parse_source",
-    "refuse_address",
     "register",
     "require_ready",
     "require_source",
@@ -30,9 +29,8 @@ KINDS = {
     "folder": "folder:PATH, a folder of one folder per class, or of train, val and test folders of such",
     "csv": "csv:FILE, a table with columns path and label, and optionally split",
     "hfds": "hfds:NAME, a Hugging Face dataset by its name on the hub or its local folder (extra hf)",
-    "wds": "wds:PATH, a folder of WebDataset shards (.tar)",
+    "wds": "wds:PATH, a folder of WebDataset shards (.tar), on this machine or at an address (s3://, https://)",
 }
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _plugged: dict[str, Dataset] = {}
 
 
@@ -100,15 +98,9 @@ def parse_source(name: str) -> tuple[str, str] | None:
             return None
     if not place.strip():
         raise BadRequest(f"{name} names no place; write {KINDS[kind].partition(',')[0]}")
-    if kind != "hfds":
+    if kind in {"folder", "csv"}:
         refuse_address(place, f"{kind}: reads")
     return kind, place
-
-
-def refuse_address(place: str, reader: str) -> None:
-    """BadRequest for `s3://…`, `https://…` and the like where files of this machine are read."""
-    if _ADDRESS.match(place):
-        raise BadRequest(f"{place} is an address, and {reader} files of this machine; copy or mount it here first")
 
 
 def require_source(name: str) -> None:
@@ -118,5 +110,5 @@ def require_source(name: str) -> None:
         find_dataset(name)
         return
     kind, place = parsed
-    if kind != "hfds" and not Path(place).expanduser().exists():
+    if kind != "hfds" and not is_address(place) and not Path(place).expanduser().exists():
         raise BadRequest(f"dataset {'file' if kind == 'csv' else 'folder'} {Path(place).expanduser()} does not exist")

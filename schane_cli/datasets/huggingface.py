@@ -1,11 +1,13 @@
 """Hugging Face datasets: names on the hub, folders of parquet or image files, what `save_to_disk` writes."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from schane_cli.datasets.addresses import is_address
 from schane_cli.datasets.labels import MISSING, number_labels, require_trained, settle_missing
 from schane_cli.datasets.parts import Parts
 from schane_cli.datasets.split_names import choose_splits, splits_in
@@ -95,20 +97,45 @@ def _load(dataset: str, name: str, root: Path) -> dict[str, Any]:
     import datasets
 
     path = Path(name).expanduser()
+    if is_address(name) and not name.endswith(".parquet"):
+        raise BadRequest(f"{dataset}: hfds reads parquet files by their address; {name} does not end in .parquet")
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             loaded = datasets.load_from_disk(str(path))
         else:
-            cache = str(root.expanduser() / "huggingface")
-            where = (
-                {"path": "parquet", "data_files": str(path)} if path.is_file() else {"path": str(_local(path, name))}
-            )
-            loaded = datasets.load_dataset(**where, cache_dir=cache)
+            files = name if is_address(name) else str(path) if path.is_file() else None
+            where = {"path": "parquet", "data_files": files} if files else {"path": str(_local(path, name))}
+            cache = root.expanduser() / "huggingface"
+            builder = datasets.load_dataset_builder(**where, cache_dir=str(cache))
+            _require_room(dataset, builder, cache)
+            builder.download_and_prepare()
+            loaded = builder.as_dataset()
+    except BadRequest:
+        raise
     except OSError as error:
         raise SchaneError(f"{dataset} is not here and cannot be fetched: {_reason(error)}") from None
     except Exception as error:  # the kinds of error of a dozen readers
         raise SchaneError(f"{dataset} cannot be loaded: {_reason(error)}") from None
     return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "all"): loaded}
+
+
+def _require_room(dataset: str, builder: Any, cache: Path) -> None:
+    """Refuse before the download what the disk cannot hold; the hub says how large most sets are.
+
+    Images are read in random order, a hundred times over, so they have to lie here: a stream from the hub would fetch
+    all of them in every epoch, in an order of its own.
+    """
+    if Path(builder.cache_dir).is_dir():
+        return  # here already
+    needed = sum(size or 0 for size in (builder.info.download_size, builder.info.dataset_size))
+    place = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise BadRequest(
+            f"{dataset} takes {needed / 1e9:.1f} GB on disk and {place} has {free / 1e9:.1f} free; sets of the hub are "
+            "not streamed, since every epoch reads all images in random order: pass --data-root on a larger disk, or "
+            "put shards of it where they fit and read them by wds:ADDRESS"
+        )
 
 
 def _local(path: Path, name: str) -> Path | str:
@@ -131,7 +158,11 @@ def _columns(dataset: str, features: Any, recipe: DataRecipe) -> tuple[str, str]
 def _image_column(dataset: str, features: Any, recipe: DataRecipe) -> str:
     import datasets
 
-    pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    pictures = [
+        name
+        for name, kind in features.items()
+        if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and {"bytes", "path"} == set(kind))
+    ]
     return _column(dataset, recipe.image_column, features, pictures, _IMAGE_COLUMNS, "image")
 
 

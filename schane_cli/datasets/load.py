@@ -180,6 +180,10 @@ def load_fewshot_splits(recipe: DataRecipe, *, untrained: bool = False) -> Fewsh
         BadRequest: unknown dataset, files missing, too few classes or images.
     """
     parts = source_parts(recipe)
+    return replace(_fewshot_splits(parts, recipe, untrained), left_out=parts.left_out)
+
+
+def _fewshot_splits(parts: Parts, recipe: DataRecipe, untrained: bool) -> FewshotSplits:
     dataset = known_dataset(recipe.dataset)
     if dataset is None or not dataset.fewshot:
         if untrained:

@@ -7,11 +7,12 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from schane_cli.datasets.addresses import files_below, is_address, open_address, reaching
 from schane_cli.datasets.labels import MISSING, number_labels, require_trained, settle_missing
 from schane_cli.datasets.listing import is_hidden, skipped_note
 from schane_cli.datasets.parts import Parts
@@ -20,6 +21,7 @@ from schane_cli.errors import BadRequest
 from schane_cli.images.decode import image_suffixes, printable
 from schane_cli.images.imageset import SAMPLE_BYTES, ImageSet, Names, Stored, sample_places
 from schane_cli.recipe import DataRecipe
+from schane_cli.terminal import Terminal
 
 _OPEN_SHARDS = 64  # of a thousand, so that the usual limit of 1,024 open files holds for all loader processes
 _LABEL_SUFFIXES = (".cls", ".json", ".txt")
@@ -27,10 +29,34 @@ _LABEL_KEYS = ("label", "cls", "class", "target", "category", "class_id")
 _MAX_LABEL_BYTES = 2**20
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A tar file on this machine or at an address: its path below the folder of shards, and bytes; `state` changes
+    when it does."""
+
+    place: str
+    below: PurePosixPath
+    size: int
+    state: str
+
+    @property
+    def name(self) -> str:
+        return self.below.name
+
+    def open(self, *, whole: bool = False) -> BinaryIO:
+        """The file, to be read from start to end (`whole`) or here and there; BadRequest where it cannot be."""
+        if is_address(self.place):
+            return open_address(self.place, whole=whole)
+        try:
+            return open(self.place, "rb")
+        except OSError as error:
+            raise BadRequest(f"shard {self.place} cannot be read: {error.strerror or error}") from None
+
+
 class TarImages:
     """Bytes of image i of some tar shards, read at its offset; each process opens the shards on its own."""
 
-    def __init__(self, shards: list[Path], places: np.ndarray) -> None:
+    def __init__(self, shards: list[Shard], places: np.ndarray) -> None:
         self.shards, self.places = shards, places  # (n, 3): shard, offset, size
         self._prepare()
 
@@ -51,18 +77,16 @@ class TarImages:
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         with self._lock:
             handle = self._handle(shard)
-            handle.seek(offset)
-            return handle.read(size)
+            with reaching(self.shards[shard].place):
+                handle.seek(offset)
+                return handle.read(size)
 
     def _handle(self, shard: int) -> BinaryIO:
         key = (os.getpid(), shard)  # a file position shared with a forked parent would be moved under its feet
         if key not in self._open:
             while len(self._open) >= _OPEN_SHARDS:
                 self._open.popitem(last=False)[1].close()
-            try:
-                self._open[key] = self.shards[shard].open("rb")
-            except OSError as error:
-                raise BadRequest(f"shard {self.shards[shard]} cannot be read: {error.strerror or error}") from None
+            self._open[key] = self.shards[shard].open()
         self._open.move_to_end(key)
         return self._open[key]
 
@@ -82,77 +106,106 @@ class TarImages:
 class _Index:
     """The images of one split: where each lies (n, 3), its label as written, its key, and the other files beside it."""
 
-    shards: list[Path] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
     places: list[tuple[int, int, int]] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def webdataset_parts(dataset: str, folder: Path, recipe: DataRecipe) -> Parts:
+def webdataset_parts(dataset: str, place: str, recipe: DataRecipe) -> Parts:
     """Shards (tar files of KEY.jpg and KEY.cls, KEY.json or KEY.txt) whose path below the folder names their split.
 
-    Class names come from classes.txt in the folder, one per line, where there is one.
+    `place` is a folder of this machine or an address that fsspec reads (s3://, gs://, https://): of its shards one pass
+    reads the headers, then each image is a request of its own. Class names come from classes.txt in the folder, one
+    per line, where there is one.
 
     Raises:
         BadRequest: no shards, a shard that is cut short, an image without label or a label without image, two files
             of one key, a label without a line in classes.txt.
     """
-    shards = _shards(folder)
-    by_split, notes = _shards_by_split(folder, shards)
-    name_of = _namer(folder, shards)
-    indexed = {split: _index(files, name_of, recipe.label_column) for split, files in by_split.items()}
-    return _parts(dataset, folder, indexed, notes)
+    shards, listed = _shards(place)
+    by_split, notes = _shards_by_split(place, shards)
+    name_of = _namer(shards)
+    with Terminal(json=True).task("indexing shards", len(shards), unit="shards") as task:
+        indexed = {
+            split: _index(files, name_of, recipe.label_column, task.advance) for split, files in by_split.items()
+        }
+    return _parts(dataset, place, indexed, _class_list(listed), notes)
 
 
-def webdataset_images(dataset: str, folder: Path) -> tuple[ImageSet, list[str]]:
-    """All images below a folder of shards as one set without labels, whatever lies beside them, and notes.
+def webdataset_images(dataset: str, place: str) -> tuple[ImageSet, list[str]]:
+    """All images below a folder or address of shards as one set without labels, whatever lies beside them, and notes.
 
     Raises:
         BadRequest: no shards, a shard that is cut short, no images.
     """
-    index = _Index(_shards(folder))
-    name_of = _namer(folder, index.shards)
+    index = _Index(_shards(place)[0])
+    name_of = _namer(index.shards)
     for number, shard in enumerate(index.shards):
         images, _ = _read_members(shard, index.skipped)
         index.places += [(number, *place) for place in images.values()]
         index.keys += [f"{name_of(shard)}/{key}" for key in images]
     if not index.keys:
-        raise BadRequest(f"{folder} holds no images")
+        raise BadRequest(f"{place} holds no images")
     labels, ids = np.full(len(index.keys), MISSING), Names(index.keys).printable()
-    return ImageSet(dataset, "images", _stored(index), labels, (), ids), skipped_note(index.skipped, str(folder))
+    return ImageSet(dataset, "images", _stored(index), labels, (), ids), skipped_note(index.skipped, place)
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The shards below a folder, hidden ones left out; BadRequest where there are none."""
-    shards = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
-    shards = [shard for shard in shards if not any(is_hidden(part) for part in shard.relative_to(folder).parts)]
+def _shards(place: str) -> tuple[list[Shard], Shard | None]:
+    """The shards below a folder or address, hidden ones left out, and classes.txt; BadRequest where there are none."""
+    everything = _remote_files(place) if is_address(place) else _local_files(Path(place).expanduser())
+    shards = [shard for shard in everything if shard.below.suffix == ".tar"]
     if not shards:
-        packed = len(list(folder.rglob("*.tar.*"))) + len(list(folder.rglob("*.tgz"))) if folder.is_dir() else 0
+        packed = sum(".tar." in shard.name or shard.below.suffix == ".tgz" for shard in everything)
         hint = f", only {packed} compressed ones; images are read in place, so decompress them first" if packed else ""
-        raise BadRequest(f"{folder} holds no .tar shards{hint}")
-    return shards
+        unlisted = "; where a server does not list its folders, name them: https://host/train-{000..009}.tar"
+        raise BadRequest(
+            f"{place} holds no .tar shards{hint}{unlisted if is_address(place) and not everything else ''}"
+        )
+    return shards, next((file for file in everything if file.below == PurePosixPath("classes.txt")), None)
 
 
-def _namer(folder: Path, shards: list[Path]) -> Callable[[Path], str]:
+def _namer(shards: list[Shard]) -> Callable[[Shard], str]:
     """How a shard is called in ids: by its file name, or by its path below the folder where two share a name."""
     unique = len({shard.name for shard in shards}) == len(shards)
-    return lambda shard: shard.name if unique else shard.relative_to(folder).as_posix()
+    return lambda shard: shard.name if unique else shard.below.as_posix()
 
 
 def _stored(index: _Index) -> Stored:
-    stamp = " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in index.shards)
+    stamp = " ".join(f"{shard.name} {shard.size} {shard.state}" for shard in index.shards)
     places = np.array(index.places, dtype=np.int64)
     return Stored(TarImages(index.shards, places), np.arange(len(places)), stamp)
 
 
-def _parts(dataset: str, folder: Path, indexed: dict[str, _Index], notes: list[str]) -> Parts:
+def _local_files(folder: Path) -> list[Shard]:
+    """The files below a folder that are not hidden, in alphabetical order."""
+    files = (file for pattern in ("*.tar", "*.tar.*", "*.tgz", "classes.txt") for file in folder.rglob(pattern))
+    shards = []
+    for file in sorted(files) if folder.is_dir() else ():
+        below = PurePosixPath(file.relative_to(folder).as_posix())
+        if not any(map(is_hidden, below.parts)) and file.is_file():
+            stat = file.stat()
+            shards.append(Shard(str(file), below, stat.st_size, str(stat.st_mtime_ns)))
+    return shards
+
+
+def _remote_files(address: str) -> list[Shard]:
+    """The files at an address that are not hidden, in alphabetical order."""
+    files = files_below(address)
+    return [
+        Shard(place, below, size, state)
+        for below, (place, size, state) in files.items()
+        if not any(map(is_hidden, below.parts))
+    ]
+
+
+def _parts(dataset: str, folder: str, indexed: dict[str, _Index], listed: tuple[str, ...], notes: list[str]) -> Parts:
     def where(split: str, row: int) -> str:
         index = indexed[split]
         shard = index.shards[index.places[row][0]].name
         return f"shard {shard} key {index.keys[row].removeprefix(f'{shard}/')} (label {index.labels[row]!r})"
 
-    listed = _class_list(folder / "classes.txt")
     names = dict.fromkeys(indexed, listed) if listed else None
     labels = {split: index.labels for split, index in indexed.items()}
     class_names, numbers = number_labels(labels, lambda split, row: f"{folder} {where(split, row)}", names)
@@ -162,22 +215,22 @@ def _parts(dataset: str, folder: Path, indexed: dict[str, _Index], notes: list[s
         keys = Names(index.keys).printable()
         parts[split] = ImageSet(dataset, split, _stored(index), numbers[split], class_names, keys)
         skipped += index.skipped
-    settle_missing(parts, where, str(folder))
-    require_trained(parts, str(folder))
-    parts.notes += skipped_note(skipped, str(folder))
+    settle_missing(parts, where, folder)
+    require_trained(parts, folder)
+    parts.notes += skipped_note(skipped, folder)
     return parts
 
 
-def _shards_by_split(folder: Path, shards: list[Path]) -> tuple[dict[str, list[Path]], list[str]]:
+def _shards_by_split(folder: str, shards: list[Shard]) -> tuple[dict[str, list[Shard]], list[str]]:
     """Shards by the split that the nearest part of their path names, all of them as `all` where none does."""
-    by_split: dict[str, list[Path]] = {}
+    by_split: dict[str, list[Shard]] = {}
     others = []
     for shard in shards:
-        parts = [shard.stem, *reversed(shard.relative_to(folder).parent.parts)]
+        parts = [shard.below.stem, *reversed(shard.below.parent.parts)]
         said = next((part for part in parts if splits_in(part)), "")
         split = split_of(said)
         if split is None:
-            others.append(shard.relative_to(folder).as_posix())
+            others.append(shard.below.as_posix())
         else:
             by_split.setdefault(split, []).append(shard)
     if not by_split:
@@ -190,56 +243,61 @@ def _shards_by_split(folder: Path, shards: list[Path]) -> tuple[dict[str, list[P
     return {split: by_split[split] for split in SPLITS if split in by_split}, notes
 
 
-def _class_list(file: Path) -> tuple[str, ...]:
-    if not file.is_file():
+def _class_list(file: Shard | None) -> tuple[str, ...]:
+    if file is None:
         return ()
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        with file.open(whole=True) as content:
+            lines = content.read().decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise BadRequest(f"{file.place} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     names = tuple(line.strip() for line in lines if line.strip())
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise BadRequest(f"{file} names class {repeated[0]!r} twice")
+        raise BadRequest(f"{file.place} names class {repeated[0]!r} twice")
     return names
 
 
-def _index(shards: list[Path], name_of: Callable[[Path], str], label_key: str | None) -> _Index:
+def _index(
+    shards: list[Shard], name_of: Callable[[Shard], str], label_key: str | None, advance: Callable[[int], None]
+) -> _Index:
     """Where the images of some shards lie, from one pass over the shards' headers."""
     index = _Index(shards)
     for number, shard in enumerate(shards):
         images, labels = _read_headers(shard, index.skipped, label_key)
+        advance(1)
         for key in sorted(images.keys() - labels.keys()):
-            raise BadRequest(f"{shard}: {printable(key)} has no .cls label, nor one in .json or .txt")
+            raise BadRequest(f"{shard.place}: {printable(key)} has no .cls label, nor one in .json or .txt")
         for key in sorted(labels.keys() - images.keys()):
-            raise BadRequest(f"{shard}: {printable(key)} has a label but no image")
+            raise BadRequest(f"{shard.place}: {printable(key)} has a label but no image")
         for key, place in images.items():
             index.places.append((number, *place))
             index.labels.append(labels[key])
             index.keys.append(f"{name_of(shard)}/{key}")
     if not index.labels:
-        raise BadRequest(f"{shards[0]} holds no images")
+        raise BadRequest(f"{shards[0].place} holds no images")
     return index
 
 
 def _read_headers(
-    shard: Path, skipped: "Counter[str]", label_key: str | None
+    shard: Shard, skipped: "Counter[str]", label_key: str | None
 ) -> tuple[dict[str, tuple[int, int]], dict[str, Any]]:
     """Offset and size of each image of a shard by key, and each key's label; .cls goes before .json before .txt."""
     images, texts = _read_members(shard, skipped)
     return images, _labels(shard, texts, images, label_key)
 
 
-def _read_members(shard: Path, skipped: "Counter[str]") -> tuple[dict[str, tuple[int, int]], dict[str, dict[str, str]]]:
+def _read_members(
+    shard: Shard, skipped: "Counter[str]"
+) -> tuple[dict[str, tuple[int, int]], dict[str, dict[str, str]]]:
     """Offset and size of each image of a shard by key, and the texts beside them by suffix and key."""
     images: dict[str, tuple[int, int]] = {}
     texts: dict[str, dict[str, str]] = {suffix: {} for suffix in _LABEL_SUFFIXES}
-    size = shard.stat().st_size
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with shard.open(whole=True) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if not member.isfile() or any(is_hidden(part) for part in member.name.split("/")):
                     continue
-                if member.offset_data + member.size > size:
+                if member.offset_data + member.size > shard.size:
                     raise tarfile.ReadError("unexpected end of data")
                 key, suffix = os.path.splitext(member.name)
                 suffix = suffix.lower()
@@ -250,13 +308,13 @@ def _read_members(shard: Path, skipped: "Counter[str]") -> tuple[dict[str, tuple
                 else:
                     skipped[suffix or "without suffix"] += 1
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise BadRequest(f"shard {shard} cannot be read: {error}") from None
+        raise BadRequest(f"shard {shard.place} cannot be read: {error}") from None
     return images, texts
 
 
-def _add_once(known: dict[str, Any], key: str, value: Any, shard: Path, what: str) -> None:
+def _add_once(known: dict[str, Any], key: str, value: Any, shard: Shard, what: str) -> None:
     if key in known:
-        raise BadRequest(f"{shard}: {printable(key)} has two {what}; a key stands for one image with one label")
+        raise BadRequest(f"{shard.place}: {printable(key)} has two {what}; a key stands for one image with one label")
     known[key] = value
 
 
@@ -269,7 +327,7 @@ def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 
 
 def _labels(
-    shard: Path, texts: dict[str, dict[str, str]], images: dict[str, Any], label_key: str | None
+    shard: Shard, texts: dict[str, dict[str, str]], images: dict[str, Any], label_key: str | None
 ) -> dict[str, Any]:
     labels: dict[str, Any] = dict(texts[".cls"])
     for key, text in texts[".json"].items():
@@ -281,18 +339,18 @@ def _labels(
     return labels
 
 
-def _label_in_json(shard: Path, key: str, text: str, label_key: str | None) -> Any:
+def _label_in_json(shard: Shard, key: str, text: str, label_key: str | None) -> Any:
     try:
         content = json.loads(text)
     except ValueError:
-        raise BadRequest(f"{shard}: {printable(key)}.json is not JSON") from None
+        raise BadRequest(f"{shard.place}: {printable(key)}.json is not JSON") from None
     if not isinstance(content, dict):
         return content
     keys = [label_key] if label_key else _LABEL_KEYS
     label_name = next((name for name in keys if name in content), None)
     if label_name is None:
         raise BadRequest(
-            f"{shard}: {printable(key)}.json has no label under {' or '.join(keys)}; it has {', '.join(content)}; say "
-            "which with --set data.label_column=…"
+            f"{shard.place}: {printable(key)}.json has no label under {' or '.join(keys)}, only {', '.join(content)}; "
+            "say which with --set data.label_column=…"
         )
     return content[label_name]

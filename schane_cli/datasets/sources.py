@@ -24,10 +24,10 @@ def read_source(recipe: DataRecipe) -> Parts:
     kind, place = parsed
     if kind == "hfds":
         return huggingface_parts(recipe.dataset, place, recipe)
+    if kind == "wds":
+        return webdataset_parts(recipe.dataset, place, recipe)
     path = Path(place).expanduser()
-    if kind == "folder":
-        return folder_parts(recipe.dataset, path)
-    return (csv_parts if kind == "csv" else webdataset_parts)(recipe.dataset, path, recipe)
+    return folder_parts(recipe.dataset, path) if kind == "folder" else csv_parts(recipe.dataset, path, recipe)
 
 
 def read_images(recipe: DataRecipe) -> tuple[ImageSet, list[str]]:
@@ -39,4 +39,4 @@ def read_images(recipe: DataRecipe) -> tuple[ImageSet, list[str]]:
     kind, place = parse_source(recipe.dataset) or ("", "")
     if kind == "hfds":
         return huggingface_images(recipe.dataset, place, recipe), []
-    return webdataset_images(recipe.dataset, Path(place).expanduser())
+    return webdataset_images(recipe.dataset, place)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from schane_cli.datasets.catalog import refuse_address
+from schane_cli.datasets.addresses import refuse_address
 from schane_cli.datasets.listing import list_images, skipped_note
 from schane_cli.errors import BadRequest
 from schane_cli.images.decode import read_image
