@@ -13,16 +13,16 @@ import pandas as pd
 import torch
 
 from schane_cli.commands.embed_tables import predictions, read_embeddings, write_npy, write_table
-from schane_cli.commands.evaluate import select_images
+from schane_cli.commands.evaluate import Selection, select_images
 from schane_cli.distributed import on_first, rank
 from schane_cli.errors import BadRequest, refusing
 from schane_cli.features.store import FeatureStore, stored_features
 from schane_cli.images.imageset import ImageSet
 from schane_cli.metrics import embedding as quality
-from schane_cli.metrics.bootstrap import Floats, Ints
 from schane_cli.metrics.embedding import EmbeddingAnalysis, PairedDifference
 from schane_cli.metrics.projection2d import PrincipalComponents, principal_components, tsne
 from schane_cli.metrics.registry import metric
+from schane_cli.metrics.resampling import Floats, Ints
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.preflight import EmbedOptions
 from schane_cli.recipe import Recipe, build_recipe
@@ -80,6 +80,7 @@ class Job:
     shown: Ints
     points: ImageSet
     notes: list[str]
+    left_out: int
     device: torch.device
     options: EmbedOptions
     terminal: Terminal
@@ -184,13 +185,26 @@ def _check(checkpoints: Sequence[Path], overrides: Mapping[str, Any], options: E
     recipes = [one.recipe.with_values(overrides) for one in loaded]
     device = pick_device(recipes[0].device)
     names = checkpoint_names(loaded)
-    images, notes = _common_images(loaded, recipes, names, options.split)
+    images, notes, left_out = _common_images(loaded, recipes, names, options.split)
     shown = sample(len(images), options.points)
     points = images if len(shown) == len(images) else images.subset(shown, images.split)
     _check_images(points, options.perplexity)
     if len(points) < len(images):
         notes = [*notes, f"metrics and pictures of {len(points)} of {len(images)} images, drawn by seed {SEED}"]
-    return Job(loaded, recipes, recipes[0].data.dataset, names, images, shown, points, notes, device, options, terminal)
+    return Job(
+        loaded,
+        recipes,
+        recipes[0].data.dataset,
+        names,
+        images,
+        shown,
+        points,
+        notes,
+        left_out,
+        device,
+        options,
+        terminal,
+    )
 
 
 def checkpoint_names(loaded: Sequence[Loaded]) -> list[str]:
@@ -225,11 +239,9 @@ def sample(n: int, most: int) -> Ints:
     return np.sort(np.random.default_rng(SEED).choice(n, most, replace=False))
 
 
-def _common_images(
-    loaded: Sequence[Loaded], recipes: Sequence[Recipe], names: Sequence[str], split: str
-) -> tuple[ImageSet, list[str]]:
+def _common_images(loaded: Sequence[Loaded], recipes: Sequence[Recipe], names: Sequence[str], split: str) -> Selection:
     """The split's images, which must be the same, with the same classes, for every checkpoint."""
-    images, notes = select_images(loaded[0], recipes[0].data, split)
+    chosen = select_images(loaded[0], recipes[0].data, split)
     for other, recipe, name in zip(loaded[1:], recipes[1:], names[1:], strict=True):
         if other.class_names != loaded[0].class_names:
             raise BadRequest(
@@ -237,13 +249,13 @@ def _common_images(
                 "same ones; checkpoints side by side must share their classes"
             )
         same = recipe.data == recipes[0].data
-        if not same and select_images(other, recipe.data, split)[0].fingerprint() != images.fingerprint():
+        if not same and select_images(other, recipe.data, split).images.fingerprint() != chosen.images.fingerprint():
             raise BadRequest(
                 f"the {split} images of {name} ({recipe.data.dataset}, split seed {recipe.data.split_seed}) are not "
                 f"those of {names[0]} ({recipes[0].data.dataset}, split seed {recipes[0].data.split_seed}); "
                 "checkpoints side by side must share them"
             )
-    return images, notes
+    return chosen
 
 
 def _check_images(images: ImageSet, perplexity: float) -> None:
@@ -369,6 +381,7 @@ def _summary(job: Job, views: Sequence[View], differences: Sequence[dict[str, Pa
         "dataset": job.dataset,
         "split": job.options.split,
         "split_notes": job.notes,
+        "images_left_out": job.left_out,
         "layer": job.options.layer,
         "n": len(job.points),
         "n_images": len(job.images),

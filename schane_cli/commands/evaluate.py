@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torchvision.io import encode_png
@@ -87,14 +87,22 @@ def score(loaded: Loaded, images: ImageSet, *, device: torch.device, terminal: T
             top1=metrics.topk_accuracy(logits, labels),
             top5=metrics.topk_accuracy(logits, labels, k=5) if logits.shape[1] > 5 else None,
             per_class=metrics.per_class_accuracy(logits, labels),
-            class_means=metrics.class_means(logits, labels, seed=0),
+            class_means=metrics.class_means(logits, labels),
             calibration=metrics.calibration(logits, labels, seed=0),
             features=features,
             seconds=seconds,
         )
 
 
-def select_images(loaded: Loaded, data: DataRecipe, split: str) -> tuple[ImageSet, list[str]]:
+class Selection(NamedTuple):
+    """The images of one split, notes on how it was made, and how many of the dataset's images cannot be read."""
+
+    images: ImageSet
+    notes: list[str]
+    left_out: int
+
+
+def select_images(loaded: Loaded, data: DataRecipe, split: str) -> Selection:
     """The split of the data, in the checkpoint's class order, and notes on how it was made.
 
     If the dataset has further classes, only images of the checkpoint's classes count, and a note says so.
@@ -114,9 +122,9 @@ def select_images(loaded: Loaded, data: DataRecipe, split: str) -> tuple[ImageSe
         )
     known = images.of_classes(loaded.class_names)
     if known is images:
-        return images, splits.notes
+        return Selection(images, splits.notes, splits.left_out)
     note = f"only the images of the checkpoint's {len(known.class_names)} classes, of {len(images.class_names)}"
-    return known, [*splits.notes, note]
+    return Selection(known, [*splits.notes, note], splits.left_out)
 
 
 def _moved_note(loaded: Loaded, splits: Splits, data: DataRecipe) -> list[str]:
@@ -149,6 +157,7 @@ class Plan:
     held_out: ImageSet | None  # val, for the temperature; None where val is reported or was trained on
     foreign: dict[str, Foreign]
     notes: list[str]
+    left_out: int
 
 
 def evaluate(
@@ -201,12 +210,12 @@ def dataset_recipe(loaded: Loaded, dataset: str, overrides: Mapping[str, Any]) -
 
 def make_plan(loaded: Loaded, recipe: Recipe, split: str, extras: Extras) -> Plan:
     """The images of an evaluation; BadRequest for what cannot be done."""
-    images, notes = select_images(loaded, recipe.data, split)
+    images, notes, left_out = select_images(loaded, recipe.data, split)
     free = split == "test" and recipe.data.train_on == "train"
     held_out = select_images(loaded, recipe.data, "val")[0] if free else None
     foreign = {name: load_foreign(loaded, recipe, name, split) for name in extras.ood}
     notes = [*notes, *(f"{name}: {one.note}" for name, one in foreign.items() if one.note)]
-    return Plan(recipe, images, held_out, foreign, notes)
+    return Plan(recipe, images, held_out, foreign, notes, left_out)
 
 
 def evaluate_one(
@@ -225,6 +234,7 @@ def evaluate_one(
         "dataset": dataset,
         "split": split,
         "split_notes": plan.notes,
+        "images_left_out": plan.left_out,
         **scores.summary(split),
         "images_per_second": len(images) / scores.seconds,
         "device": str(device),

@@ -125,6 +125,7 @@ def _description(recipe: Recipe, splits: FewshotSplits, episodes: Mapping[int, E
         "test_sha256": splits.novel.identity(),
         "episodes_sha256": {str(shots): drawn.hash() for shots, drawn in episodes.items()},
         "notes": splits.notes,
+        "images_left_out": splits.left_out,
     }
 
 

@@ -33,7 +33,8 @@ class FewshotSplits:
 
     `base` and `base_val` are images of the base classes (base_val is held out, for choosing the epoch); `novel` are
     all images of the test classes; `novel_val` those of the val classes, where the dataset has them: selection by
-    episodes uses these and never `novel`.
+    episodes uses these and never `novel`. `left_out` counts the images that cannot be read and that the recipe leaves
+    out.
     """
 
     base: ImageSet
@@ -41,6 +42,7 @@ class FewshotSplits:
     novel: ImageSet
     notes: list[str] = field(default_factory=list)
     novel_val: ImageSet | None = None
+    left_out: int = 0
 
 
 def complete(parts: dict[str, ImageSet], recipe: DataRecipe, notes: list[str]) -> Splits:

@@ -142,7 +142,7 @@ def test_the_recorded_val_figures_are_those_of_eval_to_the_bit_in_a_whole_run_an
         assert recorded[0] == recorded[1], name
         for run in ("whole", "stopped"):
             loaded = load_checkpoint(tmp_path / name / run)
-            images, _ = select_images(loaded, loaded.recipe.data, "val")
+            images, *_ = select_images(loaded, loaded.recipe.data, "val")
             scores = score(loaded, images, device=torch.device("cpu"), terminal=Terminal(quiet=True))
             progress = loaded.progress["val_accuracy"], loaded.progress["val_nll"]
             assert (scores.top1.value, scores.calibration.nll.value) == progress, (name, run)
