@@ -147,7 +147,7 @@ def _find_shared(parts: dict[str, ImageSet], verdict: Verdict, *, official: bool
                 verdict.bad.append((parts[one].ids[first], f"equal to {parts[other].ids[second]} of {other}"))
     if shared:
         first_few = "; ".join(f"{one} = {other}" for one, other in shared[:_SHOWN])
-        text = f"{len(shared)} images are in two splits: {first_few}"
+        text = f"{len(shared)} {'image is' if len(shared) == 1 else 'images are'} in two splits: {first_few}"
         (verdict.remarks if official else verdict.problems).append(text)
 
 
@@ -159,6 +159,5 @@ def _find_contradictions(parts: Mapping[str, ImageSet], verdict: Verdict) -> Non
         contradictory = np.flatnonzero(np.bincount(pairs[0]) > 1)
         if len(contradictory):
             names = [part.ids[int(index)] for index in np.flatnonzero(group == contradictory[0])[:_SHOWN]]
-            verdict.remarks.append(
-                f"{len(contradictory)} images of {split} are in more than one class: {' = '.join(names)}"
-            )
+            count = "1 image" if len(contradictory) == 1 else f"{len(contradictory)} images"
+            verdict.remarks.append(f"{count} of {split} in more than one class: {' = '.join(names)}")

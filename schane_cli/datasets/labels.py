@@ -116,7 +116,8 @@ def settle_missing(parts: Parts, where: Where, source: str) -> None:
             continue
         shown = ", ".join(where(split, int(row)) for row in missing[:_SHOWN])
         more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
-        raise BadRequest(f"{source}: {len(missing):,} images of {split} have no label: {shown}{more}")
+        images = "1 image" if len(missing) == 1 else f"{len(missing):,} images"
+        raise BadRequest(f"{source}: {images} of {split} without a label: {shown}{more}")
 
 
 def require_trained(parts: Parts, source: str) -> None:

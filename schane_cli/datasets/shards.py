@@ -260,21 +260,22 @@ def _class_list(file: Shard | None) -> tuple[str, ...]:
 def _index(
     shards: list[Shard], name_of: Callable[[Shard], str], label_key: str | None, advance: Callable[[int], None]
 ) -> _Index:
-    """Where the images of some shards lie, from one pass over the shards' headers."""
-    index = _Index(shards)
+    """Where the images of some shards lie, from one pass over their headers; the labels are None where none has one."""
+    index, unlabelled = _Index(shards), []
     for number, shard in enumerate(shards):
         images, labels = _read_headers(shard, index.skipped, label_key)
         advance(1)
-        for key in sorted(images.keys() - labels.keys()):
-            raise BadRequest(f"{shard.place}: {printable(key)} has no .cls label, nor one in .json or .txt")
+        unlabelled += [f"{shard.place}: {printable(key)}" for key in sorted(images.keys() - labels.keys())]
         for key in sorted(labels.keys() - images.keys()):
             raise BadRequest(f"{shard.place}: {printable(key)} has a label but no image")
         for key, place in images.items():
             index.places.append((number, *place))
-            index.labels.append(labels[key])
+            index.labels.append(labels.get(key))
             index.keys.append(f"{name_of(shard)}/{key}")
     if not index.labels:
         raise BadRequest(f"{shards[0].place} holds no images")
+    if 0 < len(unlabelled) < len(index.labels):
+        raise BadRequest(f"{unlabelled[0]} has no .cls label, nor one in .json or .txt")
     return index
 
 

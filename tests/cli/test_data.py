@@ -62,7 +62,7 @@ def test_check_ends_with_a_verdict_and_an_exit_code(tmp_path: Path, capsys: pyte
     assert run_cli("data", "check", f"folder:{tmp_path}/mine", "--json") == 1
     verdict = json.loads(capsys.readouterr().out)
     assert verdict["ok"] is False
-    assert "1 images are in two splits" in verdict["problems"][0]
+    assert "1 image is in two splits" in verdict["problems"][0]
 
 
 def test_a_missing_dataset_stops_a_run_before_it_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -191,6 +191,22 @@ def test_labels_in_json_are_read_and_two_images_of_a_key_refused(tmp_path: Path)
         load(f"wds:{tmp_path}")
 
 
+def test_test_shards_without_a_single_label_are_not_used_and_said(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        shard(tmp_path / f"{split}-0.tar", {f"{split}{i}": i % 2 for i in range(8)})
+    with tarfile.open(tmp_path / "test-0.tar", "w") as tar:
+        for i in range(3):
+            Image.new("RGB", (9, 9), (i, 0, 0)).save(buffer := io.BytesIO(), "PNG")
+            add(tar, f"t{i}.png", buffer.getvalue())
+    splits = load(f"wds:{tmp_path}")
+    assert all(name.startswith("val-0.tar") for name in splits.test.ids)
+    assert any("TEST IS THE SOURCE'S VAL" in note for note in splits.notes)
+    with tarfile.open(tmp_path / "test-0.tar", "a") as tar:
+        add(tar, "t0.cls", b"1")
+    with pytest.raises(BadRequest, match=r"t1 has no \.cls label"):
+        load(f"wds:{tmp_path}")
+
+
 def test_a_thousand_shards_need_few_open_files(tmp_path: Path) -> None:
     import resource
 
@@ -225,7 +241,7 @@ def test_a_line_without_a_label_is_named(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 3, "b": 3}, ".png")
     rows = [f"{name}/{name}_{i}.png,{'' if (name, i) == ('b', 1) else name}" for name in "ab" for i in range(3)]
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(rows))
-    with pytest.raises(BadRequest, match="1 images of all have no label: line 6"):
+    with pytest.raises(BadRequest, match="1 image of all without a label: line 6"):
         load(f"csv:{tmp_path}/list.csv")
 
 

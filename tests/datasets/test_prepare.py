@@ -419,7 +419,7 @@ def test_check_finds_an_image_in_two_splits(tmp_path: Path) -> None:
     (tmp_path / "test" / "b" / "b_3.png").write_bytes(content)
     verdict = check(f"folder:{tmp_path}", tmp_path, QUIET)
     assert len(verdict.problems) == 1
-    assert "1 images are in two splits" in verdict.problems[0]
+    assert "1 image is in two splits" in verdict.problems[0]
     assert "b_3.png" in verdict.problems[0]
 
 
