@@ -14,7 +14,7 @@ from schane_cli.checks import require_direction, require_finite
 from schane_cli.errors import BadRequest, nearest, refusing
 from schane_cli.features.store import FeatureStore
 from schane_cli.images.imageset import Files, ImageSet, Names
-from schane_cli.metrics.bootstrap import Floats, Ints
+from schane_cli.metrics.resampling import Floats, Ints
 
 
 def check_vectors(vectors: Floats, ids: Sequence[str], what: str) -> None:

@@ -13,9 +13,9 @@ from schane_cli.commands.predict_tables import path_of
 from schane_cli.errors import BadRequest, require_package
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.thumbnail import thumbnail_webp
-from schane_cli.metrics.bootstrap import Floats, Ints
 from schane_cli.metrics.curation import Neighbourhood, neighbourhood, outliers, perceptual_hash
 from schane_cli.metrics.projection2d import tsne, umap
+from schane_cli.metrics.resampling import Floats, Ints
 from schane_cli.preflight import PROJECTIONS, require_choice
 from schane_cli.run import RunFolder, new_run_path, plain
 from schane_cli.terminal import Terminal

@@ -14,7 +14,6 @@ from schane_cli.errors import BadRequest, require_package
 from schane_cli.features.store import stored_features
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.thumbnail import thumbnail_webp
-from schane_cli.metrics.bootstrap import Floats, Ints
 from schane_cli.metrics.curation import (
     FOLDS,
     STRENGTHS,
@@ -26,6 +25,7 @@ from schane_cli.metrics.curation import (
     outliers,
     perceptual_hash,
 )
+from schane_cli.metrics.resampling import Floats, Ints
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.preflight import REVIEW_SPLITS, SPLITS, require_choice
 from schane_cli.recipe import build_recipe

@@ -14,8 +14,7 @@ from schane_cli.features.extract import Features, extract, scoring_batch
 from schane_cli.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.loader import Damage, worker_count
-from schane_cli.metrics.bootstrap import Bootstrap
-from schane_cli.metrics.intervals import accuracy_interval, bootstrap_interval
+from schane_cli.metrics.intervals import accuracy_interval, mean_accuracy_interval
 from schane_cli.metrics.ood import energy_score, knn_score, max_softmax_score, ood_detection
 from schane_cli.models.checkpoint import Loaded
 from schane_cli.models.model import place
@@ -53,7 +52,7 @@ def outputs(
 
 
 def corruption_figures(loaded: Loaded, images: ImageSet, device: torch.device, terminal: Terminal) -> dict[str, Any]:
-    """Accuracy under each corruption and severity, and their mean with a bootstrap interval over images."""
+    """Accuracy under each corruption and severity, and their mean with an interval over images."""
     rows, rights = [], []
     with terminal.task("corruptions", len(CORRUPTIONS) * len(SEVERITIES) * len(images), "img") as task:
         for name in CORRUPTIONS:
@@ -73,11 +72,10 @@ def corruption_figures(loaded: Loaded, images: ImageSet, device: torch.device, t
                 )
                 rights.append(right)
     by_image = np.mean(rights, axis=0)  # (n,) share of the conditions in which the image is right
-    means = Bootstrap(len(by_image), n_resamples=1000, seed=0).means(by_image[:, None])[:, 0]
-    mean = float(by_image.mean())
+    interval = mean_accuracy_interval(by_image)
     return {
-        "corruption_accuracy": mean,
-        "corruption_accuracy_ci95": list(bootstrap_interval(mean, means, (0.0, 1.0))),
+        "corruption_accuracy": float(by_image.mean()),
+        "corruption_accuracy_ci95": list(interval) if interval else None,
         "corruption_n": len(by_image),
         "corruptions": rows,
     }

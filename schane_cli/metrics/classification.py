@@ -1,7 +1,7 @@
 """Classification metrics from logits: accuracies, calibration and out-of-distribution scores, with 95 % intervals.
 
 Accuracies carry Wilson's score interval, which keeps its coverage near 0 and 1 and for few images (Brown, Cai and
-DasGupta 2001). NLL and Brier score carry a bootstrap interval over images, ECE one of its own; means over seeds carry
+DasGupta 2001). NLL and Brier score carry Hall's interval for skewed means, ECE one of its own; means over seeds carry
 Student's t. Every function takes arrays or tensors and returns numbers.
 """
 
@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.sparse import csr_array
 from scipy.special import log_softmax, logsumexp
 from sklearn.metrics import confusion_matrix
 
 from schane_cli.checks import as_array, require_finite
-from schane_cli.metrics.bootstrap import Bootstrap, Floats, Ints
-from schane_cli.metrics.intervals import Estimate, Z, accuracy_interval, bootstrap_interval
+from schane_cli.metrics.intervals import Estimate, Z, accuracy_interval, mean_share_interval, skewed_mean_interval
+from schane_cli.metrics.resampling import Floats, Ints
 
 MAX_LOG_TEMPERATURE = float(np.log(100.0))
 ECE_DRAWS = 500
@@ -111,47 +109,66 @@ class ClassMeans:
     macro_f1: Estimate
 
 
-def class_means(logits: Any, labels: Any, *, seed: int, n_bootstrap: int = 1000) -> ClassMeans:
+def class_means(logits: Any, labels: Any) -> ClassMeans:
     """Balanced accuracy (mean recall of the classes) and macro-F1, as scikit-learn defines them, with their intervals.
 
-    The interval is the bootstrap's over images; to resample images is to resample the cells of the confusion matrix.
-    A class that a resample does not hold is left out of its mean. `logits` (n, C), `labels` (n,).
-    Raises ValueError for malformed input.
+    `logits` (n, C), `labels` (n,). A class without images is left out of the one, one that is neither label nor
+    prediction of any image out of the other. Raises ValueError for malformed input.
     """
     counts = confusion(logits, labels)
+    return ClassMeans(_balanced_accuracy(counts), _macro_f1(counts))
+
+
+def _balanced_accuracy(counts: Ints) -> Estimate:
+    """Of a confusion matrix (C, C), with Wilson's interval of as many images as have the variance of the mean recall.
+
+    For the variance each class's recall is drawn towards the mean by z^2 images, as Wilson's interval draws a share
+    towards one half (Agresti and Coull 1998): a class of three images, all wrong, is not known to be always wrong.
+    """
+    sizes = counts.sum(axis=1)
+    present = sizes > 0
+    sizes, right, n_classes = sizes[present], counts.diagonal()[present], int(present.sum())
+    value = float((right / sizes).mean())
+    drawn = (right + Z**2 * value) / (sizes + Z**2)
+    variance = float((drawn * (1 - drawn) / sizes).sum()) / n_classes**2
+    n_if_alike = n_classes**2 / float((1 / sizes).sum())  # images with that variance, were all recalls the same
+    return Estimate(value, mean_share_interval(value, variance, n_if_alike), int(sizes.sum()))
+
+
+def _macro_f1(counts: Ints) -> Estimate:
+    """Of a confusion matrix (C, C), with Wilson's interval of as many images as have the jackknife's variance.
+
+    Few images of a class bias its F1, and the interval is lengthened by the jackknife's estimate of that, towards the
+    side that the truth then lies on.
+    """
     n = int(counts.sum())
+    value, left_out, weights = _macro_f1_left_out(counts)
+    mean = float(np.average(left_out, weights=weights))
+    variance = (n - 1) / n * float((weights * (left_out - mean) ** 2).sum())
+    bias = (n - 1) * (mean - value)
+    low, high = mean_share_interval(value, variance, n)
+    return Estimate(value, (max(0.0, low - max(bias, 0.0)), min(1.0, high - min(bias, 0.0))), n)
+
+
+def _macro_f1_left_out(counts: Ints) -> tuple[float, Floats, Ints]:
+    """Macro-F1, its values (K,) with one image left out of each cell of the matrix that holds any, and their counts."""
     rows, columns = counts.nonzero()
-    cells = counts[rows, columns]
-    drawn = np.random.default_rng(seed).multinomial(n, cells / n, size=n_bootstrap)
-    values = _class_means(cells[None], rows, columns, len(counts))
-    resamples = _class_means(drawn, rows, columns, len(counts))
-    balanced, f1 = (
-        Estimate(float(value[0]), bootstrap_interval(float(value[0]), one, (0.0, 1.0)), n)
-        for value, one in zip(values, resamples, strict=True)
-    )
-    return ClassMeans(balanced, f1)
+    right, seen = counts.diagonal(), counts.sum(axis=0) + counts.sum(axis=1)
+
+    def f1(right: Ints, seen: Ints) -> Floats:
+        score: Floats = np.divide(2 * right, seen, out=np.zeros(len(seen)), where=seen > 0)
+        return score
+
+    scores, n_seen = f1(right, seen), int((seen > 0).sum())
+    hit = rows == columns
+    as_label = f1(right[rows] - hit, seen[rows] - 1 - hit) - scores[rows]
+    as_prediction = np.where(hit, 0.0, f1(right[columns], seen[columns] - 1) - scores[columns])
+    gone = (seen[rows] == 1 + hit).astype(int) + (~hit & (seen[columns] == 1))
+    left_out = (scores.sum() + as_label + as_prediction) / np.maximum(n_seen - gone, 1)
+    return float(scores.sum() / n_seen), left_out, counts[rows, columns]
 
 
-def _class_means(cells: Ints, rows: Ints, columns: Ints, n_classes: int) -> tuple[Floats, Floats]:
-    """Mean recall and mean F1 (B,) of confusion matrices given by their cells (B, K) at `rows` and `columns` (K,)."""
-
-    def by_class(of: Ints, keep: NDArray[np.bool_]) -> Floats:
-        places = np.flatnonzero(keep)
-        one_hot = csr_array((np.ones(len(places)), (places, of[places])), shape=(len(of), n_classes))
-        sums: Floats = cells @ one_hot
-        return sums
-
-    every = np.ones(len(rows), dtype=bool)
-    labelled, predicted, right = by_class(rows, every), by_class(columns, every), by_class(rows, rows == columns)
-    seen = labelled + predicted
-    recall = np.divide(right, labelled, out=np.zeros_like(right), where=labelled > 0)
-    f1 = np.divide(2 * right, seen, out=np.zeros_like(right), where=seen > 0)
-    return recall.sum(1) / (labelled > 0).sum(1), f1.sum(1) / (seen > 0).sum(1)
-
-
-def calibration(
-    logits: Any, labels: Any, *, seed: int, n_bins: int = 15, n_bootstrap: int = 1000, temperature: float = 1.0
-) -> Calibration:
+def calibration(logits: Any, labels: Any, *, seed: int, n_bins: int = 15, temperature: float = 1.0) -> Calibration:
     """ECE, NLL and Brier score of softmax(logits / temperature), with intervals over images.
 
     ECE: sum over bins of |accuracy - confidence| weighted by the bin's share, top label, `n_bins` bins of equal width
@@ -160,23 +177,34 @@ def calibration(
     """
     logits, labels = check_logits(logits, labels)
     log_p = log_softmax(logits.astype(np.float64) / temperature, axis=1)
-    rows = np.arange(len(labels))
     p = np.exp(log_p)
     confidence, correct = p.max(axis=1), (p.argmax(axis=1) == labels).astype(np.float64)
-    nll = -log_p[rows, labels]
-    brier = (p**2).sum(axis=1) - 2 * p[rows, labels] + 1
+    nll, brier = mean_losses(log_p, labels)
     in_bin = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
     ece, ece_debiased, ece_calibrated = expected_calibration_error(confidence, correct, in_bin, n_bins, seed)
-    means = Bootstrap(len(labels), n_resamples=n_bootstrap, seed=seed).means(np.column_stack([nll, brier]))
-    n = len(labels)
     return Calibration(
         ece=ece,
         ece_debiased=ece_debiased,
         ece_calibrated=ece_calibrated,
-        nll=Estimate(float(nll.mean()), bootstrap_interval(nll.mean(), means[:, 0], (0.0, np.inf)), n),
-        brier=Estimate(float(brier.mean()), bootstrap_interval(brier.mean(), means[:, 1], (0.0, 2.0)), n),
+        nll=nll,
+        brier=brier,
         reliability=_reliability(confidence, correct, in_bin, n_bins),
     )
+
+
+def mean_losses(log_p: Floats, labels: Ints) -> tuple[Estimate, Estimate]:
+    """NLL and Brier score of log probabilities (n, C) with their intervals, which they lack where every image is right.
+
+    What a wrong image costs decides both means, and such images do not say how much that is.
+    """
+    rows, p = np.arange(len(labels)), np.exp(log_p)
+    nll, brier = -log_p[rows, labels], (p**2).sum(axis=1) - 2 * p[rows, labels] + 1
+    known = len(labels) > 1 and bool((p.argmax(axis=1) != labels).any())
+
+    def estimate(losses: Floats, bounds: tuple[float, float]) -> Estimate:
+        return Estimate(float(losses.mean()), skewed_mean_interval(losses, bounds) if known else None, len(losses))
+
+    return estimate(nll, (0.0, np.inf)), estimate(brier, (0.0, 2.0))
 
 
 def expected_calibration_error(

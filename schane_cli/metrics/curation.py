@@ -10,7 +10,7 @@ from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from schane_cli.metrics.bootstrap import Floats, Ints
+from schane_cli.metrics.resampling import Floats, Ints
 from schane_cli.metrics.separation import class_sums
 
 FOLDS = 5

@@ -1,16 +1,15 @@
-"""Embedding quality: every metric with its bootstrap interval, and the paired comparison of two checkpoints.
+"""Embedding quality: every metric with its 95 % interval, and the paired comparison of two checkpoints.
 
 What varies is the images. The registry says which method a metric's interval is from, or why it has none;
-results/benchmarks/coverage.md how often each holds the truth, and how wide it is. No metric is computed again on a
-bootstrap resample, where an image drawn twice would be its own nearest neighbour and a pair at distance zero. Instead
+results/benchmarks/coverage.md how often each covers the truth, and how wide it is. Most metrics are, to first order,
+the mean of one term per image (`jackknife`), and their intervals are those of skewed means:
 
-- metrics over pairs (cosines, alignment, uniformity, AUC) are U-statistics over i != j by original index, resampled by
-  their first-order (Hajek) projection;
-- silhouette and mAP@R resample each image's own result plus its effect on those of the others (through its class's
-  mean, in their gallery);
-- metrics of the spectrum and of the scatter resample coordinates along axes that stay as they are, which is exact to
+- metrics over pairs (cosines, alignment, uniformity, AUC) are U-statistics, whose terms are their Hajek projection;
+- silhouette and mAP@R have each image's own result plus its effect on those of the others (through its class's mean,
+  in their gallery);
+- metrics of the spectrum and of the scatter leave images out along axes that stay as they are, which is exact to
   first order;
-- kNN accuracy, recall@k and the linear probe are measured again on halves of the images (`Halves`), without repeats.
+- kNN accuracy, recall@k and the linear probe are not smooth: they are measured again on halves of the images.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schane_cli.checks import as_array, require_direction, require_finite
-from schane_cli.metrics.bootstrap import Bootstrap, Floats, Halves, Ints, Measured
 from schane_cli.metrics.intervals import (
     Estimate,
-    bootstrap_interval,
     halves_interval,
     holm_where_tested,
-    resampled_change,
+    paired_change,
+    skewed_mean_interval,
 )
 from schane_cli.metrics.neighbours import PairPass, pair_terms, pass_over_pairs, retrieval_halves
 from schane_cli.metrics.registry import HALVES, metric
+from schane_cli.metrics.resampling import Floats, Halves, Ints, Measured, jackknife
 from schane_cli.metrics.separation import (
     class_sums,
     fisher_ratio,
@@ -45,10 +44,10 @@ from schane_cli.metrics.spectrum import Axes, effective_rank, iso_score, isotrop
 
 N_SPLITS = 25  # into halves: the standard error is then known to within 14 %, which Student's t allows for
 PROBE_SPLITS = 10  # the linear probe takes a decomposition for each half
-NO_RESAMPLES = np.zeros(0)
+NO_TERMS = np.zeros(0)
 
 Progress = Callable[[str, float], None]
-Draft = tuple[str, Measured, int]  # name in the registry, value and resamples, images that count
+Draft = tuple[str, Measured, int]  # name in the registry, value and terms, images that count
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,11 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class EmbeddingAnalysis:
-    """Metrics, what pictures need of the same pass, and the resamples that a paired comparison needs.
+    """Metrics, what pictures need of the same pass, and the terms that a paired comparison needs.
 
-    `metrics` and `resamples` by the registry's names, in its order. `pairs`: neighbours, hardest negatives and cosine
-    histograms. `singular_values` (min(n, d),) of the embeddings as they are, largest first. `clusters` (n,): k-means.
-    `probe_correct` (n,): whether the linear probe, leave-one-out, is right.
+    `metrics` and `terms` (see `Measured`) by the registry's names, in its order. `pairs`: neighbours, hardest negatives
+    and cosine histograms. `singular_values` (min(n, d),) of the embeddings as they are, largest first. `clusters` (n,):
+    k-means. `probe_correct` (n,): whether the linear probe, leave-one-out, is right.
     """
 
     metrics: dict[str, Estimate]
@@ -85,36 +84,35 @@ class EmbeddingAnalysis:
     probe_correct: Floats
     labels: Ints
     seed: int
-    resamples: dict[str, Floats]
+    terms: dict[str, Floats]
 
 
 def analyse_embeddings(
-    embeddings: Any, labels: Any, *, seed: int, n_bootstrap: int = 1000, progress: Progress | None = None
+    embeddings: Any, labels: Any, *, seed: int, progress: Progress | None = None
 ) -> EmbeddingAnalysis:
     """All metrics of `embeddings` (n, d) with integer `labels` (n,).
 
-    `seed` draws the resamples and starts k-means. `progress` is called with (step, share done). Raises ValueError for
+    `seed` draws the halves and starts k-means. `progress` is called with (step, share done). Raises ValueError for
     lengths that differ, embeddings that are not finite or zero (which rows), one class, or no two images of a class.
     """
     vectors, classes = check_embeddings(embeddings, labels)
     tell = progress or (lambda step, share: None)
-    bootstrap = Bootstrap(len(vectors), n_resamples=n_bootstrap, seed=seed)
     wide = vectors.astype(np.float64)
     exact_unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
     unit = exact_unit.astype(np.float32)
     drafts: list[Draft] = []
     tell("spectrum", 0.0)
     as_they_are = principal_axes(vectors)
-    drafts += _spectrum_metrics(vectors, unit, classes, as_they_are, bootstrap)
-    pairs = pass_over_pairs(exact_unit, classes, bootstrap, lambda share: tell("pairs", share))
-    drafts += _cosine_metrics(unit, classes, pairs, bootstrap)
+    drafts += _spectrum_metrics(vectors, unit, classes, as_they_are)
+    pairs = pass_over_pairs(exact_unit, classes, lambda share: tell("pairs", share))
+    drafts += _cosine_metrics(unit, classes, pairs)
     halves = Halves(len(vectors), n_splits=N_SPLITS, seed=seed)
-    drafts += _retrieval_metrics(pairs, retrieval_halves(pairs, classes, halves), bootstrap)
+    drafts += _retrieval_metrics(pairs, retrieval_halves(pairs, classes, halves))
     tell("classes", 0.0)
     clusters = kmeans_clusters(unit, int(classes.max()) + 1, seed)
     probe_correct, penalty = linear_probe_correct(vectors, classes)
     drafts.append(("linear-probe accuracy", _probe(vectors, classes, probe_correct, penalty, halves), len(vectors)))
-    drafts += _class_metrics(vectors, unit, classes, clusters, bootstrap)
+    drafts += _class_metrics(vectors, unit, classes, clusters)
     tell("classes", 1.0)
     return EmbeddingAnalysis(
         metrics={name: _estimate(name, measured, n) for name, measured, n in drafts},
@@ -124,23 +122,20 @@ def analyse_embeddings(
         probe_correct=probe_correct,
         labels=as_array(labels),
         seed=seed,
-        resamples={name: measured.resamples for name, measured, _ in drafts},
+        terms={name: measured.terms for name, measured, _ in drafts},
     )
 
 
 def compare_embeddings(first: EmbeddingAnalysis, second: EmbeddingAnalysis) -> dict[str, PairedDifference]:
     """Each metric's difference, second minus first, between two checkpoints on the same images in the same order.
 
-    The interval comes from the differences on the same resamples, and the p-values are Holm's over all metrics that
-    have one. Raises ValueError where images, labels, seed or the
-    number of resamples differ.
+    The interval comes from the differences of the terms, image by image, and the p-values are Holm's over all metrics
+    that have one. Raises ValueError where images, labels or seed differ.
     """
     same_images = np.array_equal(first.labels, second.labels)
     if not same_images or first.seed != second.seed:
-        what = "images: their labels differ" if not same_images else f"resamples: seeds {first.seed} and {second.seed}"
+        what = "images: their labels differ" if not same_images else f"halves: seeds {first.seed} and {second.seed}"
         raise ValueError(f"a paired comparison needs both analyses on the same {what}")
-    if [r.shape for r in first.resamples.values()] != [r.shape for r in second.resamples.values()]:
-        raise ValueError("a paired comparison needs the same number of resamples in both analyses")
     changes = {name: _change(name, first, second) for name in first.metrics}
     adjusted = holm_where_tested([change.p_value for change in changes.values()])
     return {
@@ -164,7 +159,7 @@ def _change(name: str, first: EmbeddingAnalysis, second: EmbeddingAnalysis) -> _
     change = b.value - a.value
     if a.ci95 is None:
         return _Change(a, b, change, None, None)
-    interval, p_value = resampled_change(change, second.resamples[name] - first.resamples[name])
+    interval, p_value = paired_change(change, second.terms[name] - first.terms[name])
     return _Change(a, b, change, interval, p_value)
 
 
@@ -193,25 +188,23 @@ def check_embeddings(embeddings: Any, labels: Any) -> tuple[Floats, Ints]:
     return vectors, classes.astype(np.int64)
 
 
-def _spectrum_metrics(
-    vectors: Floats, unit: Floats, classes: Ints, as_they_are: Axes, bootstrap: Bootstrap
-) -> Iterator[Draft]:
+def _spectrum_metrics(vectors: Floats, unit: Floats, classes: Ints, as_they_are: Axes) -> Iterator[Draft]:
     n, wide = len(vectors), vectors.astype(np.float64)
-    yield "isotropy", Measured(isotropy(as_they_are), NO_RESAMPLES), n
-    yield "isotropy of unit vectors", Measured(isotropy(principal_axes(unit)), NO_RESAMPLES), n
-    yield "effective rank", effective_rank(as_they_are, bootstrap), n
-    yield "IsoScore", iso_score(principal_axes(wide - wide.mean(axis=0)), bootstrap), n
     sizes = np.bincount(classes)
     residuals = wide - (class_sums(vectors, classes, len(sizes)) / sizes[:, None])[classes]
     if (residuals**2).sum() <= 1e-12 * (wide**2).sum():
         raise ValueError("every image has its class's mean embedding, so metrics within class have nothing to measure")
+    yield "isotropy", Measured(isotropy(as_they_are), NO_TERMS), n
+    yield "isotropy of unit vectors", Measured(isotropy(principal_axes(unit)), NO_TERMS), n
+    yield "effective rank", effective_rank(as_they_are), n
+    yield "IsoScore", iso_score(principal_axes(wide - wide.mean(axis=0))), n
     within = principal_axes(residuals)
-    yield "isotropy, within class", Measured(isotropy(within), NO_RESAMPLES), n
-    yield "effective rank, within class", effective_rank(within, bootstrap), n
-    yield "IsoScore, within class", iso_score(within, bootstrap), n
+    yield "isotropy, within class", Measured(isotropy(within), NO_TERMS), n
+    yield "effective rank, within class", effective_rank(within), n
+    yield "IsoScore, within class", iso_score(within), n
 
 
-def _cosine_metrics(unit: Floats, classes: Ints, pairs: PairPass, bootstrap: Bootstrap) -> Iterator[Draft]:
+def _cosine_metrics(unit: Floats, classes: Ints, pairs: PairPass) -> Iterator[Draft]:
     """Averages over pairs of images; cosines sum to products with the sum of all vectors, or of the class's."""
     n, sizes = len(unit), np.bincount(classes)
     sums = class_sums(unit, classes, len(sizes))
@@ -220,24 +213,24 @@ def _cosine_metrics(unit: Floats, classes: Ints, pairs: PairPass, bootstrap: Boo
     n_positive = (sizes[classes] - 1).astype(np.float64)
     n_all = np.full(n, n - 1.0)
     n_paired = int((n_positive > 0).sum())
-    yield "average cosine", bootstrap.measure(pair_terms(to_all, n_all)), n
-    yield "average cosine, within class", bootstrap.measure(pair_terms(to_class, n_positive)), n_paired
-    negative = bootstrap.measure(pair_terms(to_all - to_class, n_all - n_positive))
+    yield "average cosine", jackknife(pair_terms(to_all, n_all)), n
+    yield "average cosine, within class", jackknife(pair_terms(to_class, n_positive)), n_paired
+    negative = jackknife(pair_terms(to_all - to_class, n_all - n_positive))
     yield "average cosine of negative pairs", negative, n
     yield "AUC of positive over negative cosines", pairs.auc, n
-    alignment = bootstrap.measure(pair_terms(2 * (n_positive - to_class), n_positive))
+    alignment = jackknife(pair_terms(2 * (n_positive - to_class), n_positive))
     yield "alignment, within class", alignment, n_paired
-    yield "uniformity", _log_mean(pairs.uniformity_all, n_all, bootstrap), n
-    yield "uniformity, within class", _log_mean(pairs.uniformity_positive, n_positive, bootstrap), n_paired
+    yield "uniformity", _log_mean(pairs.uniformity_all, n_all), n
+    yield "uniformity, within class", _log_mean(pairs.uniformity_positive, n_positive), n_paired
 
 
-def _log_mean(sums: Floats, counts: Floats, bootstrap: Bootstrap) -> Measured:
+def _log_mean(sums: Floats, counts: Floats) -> Measured:
     terms = pair_terms(sums, counts)
     smallest = np.finfo(np.float64).tiny
-    return bootstrap.measure(terms[:, None], lambda means: np.log(np.maximum(means[:, 0], smallest)))
+    return jackknife(terms[:, None], lambda means: np.log(np.maximum(means[:, 0], smallest)))
 
 
-def _retrieval_metrics(pairs: PairPass, halves: dict[str, Floats], bootstrap: Bootstrap) -> Iterator[Draft]:
+def _retrieval_metrics(pairs: PairPass, halves: dict[str, Floats]) -> Iterator[Draft]:
     n = len(pairs.average_precision)
     for k, correct in pairs.knn_correct.items():
         name = f"kNN accuracy, k={k}"
@@ -248,7 +241,7 @@ def _retrieval_metrics(pairs: PairPass, halves: dict[str, Floats], bootstrap: Bo
         name = f"recall@{k}"
         yield name, Measured(float(hit[counted].mean(dtype=np.float64)), halves[name]), n_counted
     results = np.where(counted, pairs.average_precision, 0.0) + pairs.gallery_gain - pairs.gallery_gain.mean()
-    yield "mAP@R", _mean_where(counted, results, bootstrap), n_counted
+    yield "mAP@R", _mean_where(counted, results), n_counted
 
 
 def _probe(vectors: Floats, classes: Ints, correct: Floats, penalty: float, halves: Halves) -> Measured:
@@ -260,20 +253,18 @@ def _probe(vectors: Floats, classes: Ints, correct: Floats, penalty: float, halv
     return Measured(float(correct.mean()), halves.values(measure, slice(PROBE_SPLITS))[:, :, 0])
 
 
-def _mean_where(counted: Any, results: Floats, bootstrap: Bootstrap) -> Measured:
-    """Sum of `results` (n,) over the number of images that count, which varies with the resample."""
+def _mean_where(counted: Any, results: Floats) -> Measured:
+    """Sum of `results` (n,) over the number of images that count, which leaving one out changes."""
     samples = np.stack([results, counted.astype(np.float64)], axis=1)
-    return bootstrap.measure(samples, lambda means: means[:, 0] / np.maximum(means[:, 1], 1 / len(results)))
+    return jackknife(samples, lambda means: means[:, 0] / np.maximum(means[:, 1], 1 / len(results)))
 
 
-def _class_metrics(
-    vectors: Floats, unit: Floats, classes: Ints, clusters: Ints, bootstrap: Bootstrap
-) -> Iterator[Draft]:
+def _class_metrics(vectors: Floats, unit: Floats, classes: Ints, clusters: Ints) -> Iterator[Draft]:
     n = len(vectors)
-    yield "silhouette", silhouette(unit, classes, bootstrap), n
-    yield "NMI of k-means", Measured(normalised_mutual_information(classes, clusters), NO_RESAMPLES), n
-    yield "Fisher ratio", fisher_ratio(vectors, classes, bootstrap), n
-    yield "NC1", neural_collapse_1(vectors, classes, bootstrap), n
+    yield "silhouette", silhouette(unit, classes), n
+    yield "NMI of k-means", Measured(normalised_mutual_information(classes, clusters), NO_TERMS), n
+    yield "Fisher ratio", fisher_ratio(vectors, classes), n
+    yield "NC1", neural_collapse_1(vectors, classes), n
 
 
 def _estimate(name: str, measured: Measured, n: int) -> Estimate:
@@ -281,5 +272,5 @@ def _estimate(name: str, measured: Measured, n: int) -> Estimate:
     if not known.interval:
         return Estimate(measured.value, None, n)
     if known.interval == HALVES:
-        return Estimate(measured.value, halves_interval(measured.value, measured.resamples, n), n)
-    return Estimate(measured.value, bootstrap_interval(measured.value, measured.resamples, known.bounds), n)
+        return Estimate(measured.value, halves_interval(measured.value, measured.terms, n), n)
+    return Estimate(measured.value, skewed_mean_interval(measured.terms, known.bounds), n)

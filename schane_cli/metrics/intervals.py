@@ -1,4 +1,4 @@
-"""All intervals and tests: of shares, areas and means, by bootstrap or halves, paired comparison, Holm, effect size."""
+"""All intervals and tests: of shares, areas and means, by jackknife or halves, paired comparison, Holm, effect size."""
 
 import math
 from collections.abc import Sequence
@@ -81,16 +81,45 @@ def combined_interval(
     return max(low, bounds[0]), min(high, bounds[1])
 
 
-def bootstrap_interval(
-    value: float, resamples: NDArray[np.floating[Any]], bounds: tuple[float, float] = UNBOUNDED
+def skewed_mean_interval(
+    terms: NDArray[np.floating[Any]], bounds: tuple[float, float] = UNBOUNDED
 ) -> tuple[float, float]:
-    """95 % interval from bootstrap `resamples` (B,) of a metric that is `value` on the data, kept within `bounds`.
+    """95 % interval of the mean of independent `terms` (n,), n at least 2, that may be skewed; kept within `bounds`.
 
-    The 2.5 % and 97.5 % quantiles, shifted so that the resamples' mean sits on `value`.
+    Student's t of a skewed mean is skewed the other way, so that its interval ends too early on the side of the long
+    tail. Hall's cubic takes the skewness out of t: the ends are where the transformed t has Student's quantiles (Hall
+    1992, J. R. Statist. Soc. B 54, 221). Losses of which a few images decide the mean keep their coverage (down to
+    one wrong image), where a percentile bootstrap falls to 88 %.
     """
-    shift = value - resamples.mean()
-    ends = np.clip(np.quantile(resamples, [0.025, 0.975]) + shift, *bounds)
+    n, mean, error = len(terms), float(terms.mean()), float(stats.sem(terms))
+    if error <= 1e-12 * max(abs(mean), 1e-12):  # all alike but for rounding
+        return mean, mean
+    bend = float(stats.skew(terms)) / math.sqrt(n)
+    quantile = float(stats.t.ppf(0.975, n - 1))
+
+    def untransformed(t: float) -> float:
+        return 3 / bend * (float(np.cbrt(1 + bend * (t - bend / 6))) - 1) if abs(bend) > 1e-6 else t
+
+    ends = np.clip([mean - error * untransformed(quantile), mean - error * untransformed(-quantile)], *bounds)
     return float(ends[0]), float(ends[1])
+
+
+def mean_accuracy_interval(shares: NDArray[np.floating[Any]]) -> tuple[float, float] | None:
+    """95 % interval of the mean over images of the share (n,) of conditions in which each is right.
+
+    None where no image is mostly wrong, or none mostly right: such draws do not say what a rare image would add.
+    """
+    mostly_right = shares > 0.5
+    decided = len(shares) < 2 or mostly_right.all() or not mostly_right.any()
+    return None if decided else skewed_mean_interval(shares, (0.0, 1.0))
+
+
+def mean_share_interval(value: float, variance: float, most: float) -> tuple[float, float]:
+    """95 % interval of a mean of shares that is `value`, with that `variance`: Wilson's, of as many images as have it.
+
+    It keeps its width near 0 and 1. A `variance` of 0 counts as that of `most` images.
+    """
+    return wilson(value, min(most, value * (1 - value) / variance) if variance > 0 and 0 < value < 1 else most)
 
 
 def halves_interval(value: float, halves: NDArray[np.floating[Any]], n: float) -> tuple[float, float]:
@@ -111,12 +140,12 @@ def _halves_error(halves: NDArray[np.floating[Any]]) -> float:
     return math.sqrt(float(((halves[0] - halves[1]) ** 2).mean()) / 4)
 
 
-def resampled_change(change: float, resamples: NDArray[np.floating[Any]]) -> tuple[tuple[float, float], float]:
-    """95 % interval and two-sided p-value of a paired difference, from its `resamples` (B,) or halves (2, K)."""
-    halves = resamples.ndim == 2
-    error = _halves_error(resamples) if halves else float(resamples.std())
-    spread = stats.t(resamples.shape[1]) if halves else stats.norm()
-    if error <= 1e-12:  # identical results: no spread to judge by
+def paired_change(change: float, terms: NDArray[np.floating[Any]]) -> tuple[tuple[float, float], float]:
+    """95 % interval and two-sided p-value of a paired difference, from the differences of `terms` (n,) or (2, K)."""
+    halves = terms.ndim == 2
+    error = _halves_error(terms) if halves else float(stats.sem(terms))
+    spread = stats.t(terms.shape[1] if halves else len(terms) - 1)
+    if error <= 1e-12:  # the very same results: no spread to judge by
         return (change, change), 1.0
     half = float(spread.ppf(0.975)) * error
     return (change - half, change + half), float(2 * spread.sf(abs(change) / error))

@@ -4,8 +4,8 @@ The n x n matrix is made in chunks of rows and never held whole; what each image
 chunk is there.
 
 An image counts twice in mAP@R: as a query, and in the gallery of all other queries. Its gallery gain is the sum over
-queries of AP with it minus AP without it (the next image moving up), in closed form from the sorted neighbours; the
-bootstrap resamples both. kNN accuracy and recall@k have their intervals from halves of the images: resampled by query
+queries of AP with it minus AP without it (the next image moving up), in closed form from the sorted neighbours; its
+term in the interval is both. kNN accuracy and recall@k have their intervals from halves of the images: by query
 alone, the gallery kept, they came out too narrow, and one image's absence flips so few votes that its gain is noise.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from schane_cli.metrics.bootstrap import Bootstrap, Floats, Halves, Ints, Measured
+from schane_cli.metrics.resampling import Floats, Halves, Ints, Measured, jackknife
 
 CHUNK_CELLS = 4_000_000  # similarities held at a time: 16 MB in float32, about six times that with the temporaries
 HISTOGRAM_BINS = 2000  # of width 0.001 on [-1, 1], for the picture
@@ -58,9 +58,7 @@ class PairPass:
     auc: Measured
 
 
-def pass_over_pairs(
-    unit: Floats, labels: Ints, bootstrap: Bootstrap, progress: Callable[[float], None] | None = None
-) -> PairPass:
+def pass_over_pairs(unit: Floats, labels: Ints, progress: Callable[[float], None] | None = None) -> PairPass:
     """Read everything in PairPass off the cosines of `unit` (n, d), rows of norm 1, with `labels` (n,) in 0..C-1.
 
     `progress` is told the share of rows done. Takes n^2 d multiplications and memory linear in n.
@@ -91,7 +89,7 @@ def pass_over_pairs(
             progress(images.stop / n)
     columns = {key: torch.cat([part[key] for part in per_image]).numpy() for key in per_image[0]}
     sizes = np.bincount(labels)[labels].astype(np.float64)
-    auc = _auc(ranked, columns.pop("positive_placements"), columns.pop("negative_placements"), sizes - 1, bootstrap)
+    auc = _auc(ranked, columns.pop("positive_placements"), columns.pop("negative_placements"), sizes - 1)
     return _assemble(columns, gain, histograms, auc)
 
 
@@ -253,19 +251,19 @@ def _knn(
     return correct
 
 
-def _auc(ranked: Ints, positive: Floats, negative: Floats, n_positive: Floats, bootstrap: Bootstrap) -> Measured:
-    """AUC of the counts (2, bins) of all pairs, ties within a bin counted one half; resampled to first order.
+def _auc(ranked: Ints, positive: Floats, negative: Floats, n_positive: Floats) -> Measured:
+    """AUC of the counts (2, bins) of all pairs, ties within a bin counted one half; its terms to first order.
 
     `positive`, `negative` (n,): each image's sums of placements; `n_positive` (n,): its pairs within the class.
     """
     shares = ranked / ranked.sum(axis=1, keepdims=True)
     value = float((shares[0] * (np.cumsum(shares[1]) - shares[1] / 2)).sum())
     terms = pair_terms(positive, n_positive) + pair_terms(negative, len(positive) - 1 - n_positive)
-    return bootstrap.measure(terms - terms.mean() + value)
+    return jackknife(terms - terms.mean() + value)
 
 
 def pair_terms(sums: Floats, counts: Floats) -> Floats:
-    """Per-image terms (n,) whose mean is the average over pairs, and whose resampled mean is its Hajek projection.
+    """Per-image terms (n,) whose mean is the average over pairs, and whose spread is that of its Hajek projection.
 
     `sums` and `counts` (n,): each image's sum over its pairs, and how many they are. An image is in two ends of a pair,
     hence the 2 (Hoeffding 1948; the ratio linearised where counts differ).

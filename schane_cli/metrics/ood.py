@@ -8,8 +8,8 @@ from scipy.special import log_softmax, logsumexp
 from sklearn.neighbors import NearestNeighbors
 
 from schane_cli.checks import as_array, require_finite
-from schane_cli.metrics.bootstrap import Floats
 from schane_cli.metrics.intervals import Estimate, auc_interval, combined_interval, wilson
+from schane_cli.metrics.resampling import Floats
 
 
 @dataclass(frozen=True)

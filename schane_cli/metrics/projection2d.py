@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
 from schane_cli.checks import as_array, require_finite
-from schane_cli.metrics.bootstrap import Floats, Ints
+from schane_cli.metrics.resampling import Floats, Ints
 
 CHUNK_CELLS = 4_000_000  # squared distances held at a time: 16 MB in float32
 EARLY_ITERATIONS = 250

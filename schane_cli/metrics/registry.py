@@ -122,8 +122,11 @@ SHARE = (0.0, 1.0)
 POSITIVE = (0.0, math.inf)
 COSINE = (-1.0, 1.0)
 WILSON = "Wilson's score interval"
-BOOTSTRAP = "bootstrap over images"
+SKEWED_MEAN = "Hall's t interval for skewed means, over images"
+JACKKNIFE = "jackknife over images, with Hall's t interval"
+MEAN_SHARE = "Wilson's score interval, of as many images as have the variance"
 HALVES = "halves of the images, measured again"
+NONE_WRONG = "no interval where every image is right: what a wrong one would cost is then unknown"
 ECE_INTERVAL = "noise of the bins' gaps, against calibrated models"
 
 
@@ -156,7 +159,7 @@ _CLASSIFICATION = (
         "higher",
         "Mean over classes of the share of the class's images that are classified right.",
         "Brodersen et al. 2010",
-        interval=BOOTSTRAP,
+        interval=MEAN_SHARE,
     ),
     _share(
         "macro_f1",
@@ -164,7 +167,7 @@ _CLASSIFICATION = (
         "higher",
         "Mean over classes of the harmonic mean of precision and recall.",
         "Opitz and Burst 2019 (arXiv 1911.03347), mean of F1 scores",
-        interval=BOOTSTRAP,
+        interval=MEAN_SHARE,
     ),
     _share(
         "ece",
@@ -198,8 +201,9 @@ _CLASSIFICATION = (
         "lower",
         "Mean negative log-likelihood of the label.",
         unit="nats",
+        choices=NONE_WRONG,
         bounds=POSITIVE,
-        interval=BOOTSTRAP,
+        interval=SKEWED_MEAN,
     ),
     Metric(
         "brier",
@@ -207,8 +211,9 @@ _CLASSIFICATION = (
         "lower",
         "Mean squared distance of the probabilities to the one-hot label, from 0 to 2.",
         "Brier 1950",
+        choices=NONE_WRONG,
         bounds=(0.0, 2.0),
-        interval=BOOTSTRAP,
+        interval=SKEWED_MEAN,
     ),
     _share(
         "corruption_accuracy",
@@ -217,7 +222,7 @@ _CLASSIFICATION = (
         "Top-1 accuracy, averaged over all corruptions and severities.",
         "Hendrycks and Dietterich 2019 (arXiv 1903.12261)",
         choices="kinds after the paper, strengths of our own, after resizing: not comparable with published mCE",
-        interval=BOOTSTRAP,
+        interval=SKEWED_MEAN,
     ),
     _share(
         "auroc",
@@ -318,7 +323,7 @@ def _embedding(
     choices: str,
     bounds: tuple[float, float],
     unit: str = "",
-    interval: str = BOOTSTRAP,
+    interval: str = JACKKNIFE,
     no_interval: str = "",
 ) -> Metric:
     scale = 100.0 if unit == "%" else 1.0
@@ -465,7 +470,7 @@ _EMBEDDING = (
         "Mean over images of the precision at each relevant rank up to R, divided by R, R being the other images of "
         "the class.",
         "Musgrave et al. 2020 (arXiv 2003.08505), section 3.3",
-        f"{QUERIES}; images alone in their class left out; interval over images as queries and in the gallery",
+        f"{QUERIES}; images alone in their class left out; the interval takes an image as a query and in the gallery",
         SHARE,
         "%",
     ),
@@ -484,7 +489,7 @@ _EMBEDDING = (
         "higher",
         "Mean of (b - a) / max(a, b), a the mean distance to the image's class and b to the nearest other class.",
         "Rousseeuw 1987",
-        "cosine distance, not centred; interval over images and the class means they form",
+        "cosine distance, not centred; the interval takes an image and the class mean it is part of",
         COSINE,
     ),
     _embedding(

@@ -1,6 +1,6 @@
 """Metrics of how far the classes lie apart: silhouette, k-means NMI, Fisher ratio, neural collapse and a linear probe.
 
-Each reduces to one number per image, so that the bootstrap resamples numbers and not embeddings.
+Each reduces to a few numbers per image, from which the jackknife makes its interval without the embeddings.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import normalized_mutual_info_score
 from threadpoolctl import threadpool_limits
 
-from schane_cli.metrics.bootstrap import Bootstrap, Floats, Ints, Measured
+from schane_cli.metrics.resampling import Floats, Ints, Measured, jackknife
 from schane_cli.metrics.spectrum import eigenvectors
 
 RIDGE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # in units of the mean variance of a coordinate
@@ -29,7 +29,7 @@ def class_sums(vectors: Floats, labels: Ints, n_classes: int) -> Floats:
     return result
 
 
-def silhouette(unit: Floats, labels: Ints, bootstrap: Bootstrap) -> Measured:
+def silhouette(unit: Floats, labels: Ints) -> Measured:
     """Mean silhouette by cosine distance (Rousseeuw 1987); 0 for an image alone in its class, as scikit-learn has it.
 
     The mean cosine distance to a class is 1 minus the product with the class's mean, so no pair is formed. An image
@@ -52,7 +52,7 @@ def silhouette(unit: Floats, labels: Ints, bootstrap: Bootstrap) -> Measured:
     influence = -((unit * pull_own).sum(axis=1) - slope_a) / np.maximum(sizes[labels] - 1, 1)
     influence -= (unit * pull_near).sum(axis=1) / sizes[labels]
     influence -= (np.bincount(labels, influence) / sizes)[labels]
-    return bootstrap.measure(scores + influence)
+    return jackknife(scores + influence)
 
 
 def kmeans_clusters(unit: Floats, n_clusters: int, seed: int) -> Ints:
@@ -71,23 +71,23 @@ def normalised_mutual_information(labels: Ints, clusters: Ints) -> float:
     return float(normalized_mutual_info_score(labels, clusters))
 
 
-def fisher_ratio(vectors: Floats, labels: Ints, bootstrap: Bootstrap) -> Measured:
+def fisher_ratio(vectors: Floats, labels: Ints) -> Measured:
     """Trace of the between-class scatter over trace of the within-class scatter (Fisher 1936, as a ratio of traces).
 
-    Squared distances to the overall and to the class mean, resampled with the means kept: a mean minimises its own
-    scatter, so that its move is of second order.
+    Squared distances to the overall and to the class mean, left out one by one with the means kept: a mean
+    minimises its own scatter, so that its move is of second order.
     """
     sizes = np.bincount(labels)
     means = class_sums(vectors, labels, len(sizes)) / sizes[:, None]
     total = ((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1)
     within = ((vectors - means[labels]) ** 2).sum(axis=1)
-    return bootstrap.measure(np.stack([total, within], axis=1), lambda m: m[:, 0] / m[:, 1] - 1)
+    return jackknife(np.stack([total, within], axis=1), lambda m: m[:, 0] / m[:, 1] - 1)
 
 
-def neural_collapse_1(vectors: Floats, labels: Ints, bootstrap: Bootstrap) -> Measured:
+def neural_collapse_1(vectors: Floats, labels: Ints) -> Measured:
     """NC1 = tr(S_W pinv(S_B)) / C; 0 where every class is a point (Papyan, Han and Donoho 2020, section 2).
 
-    S_W averages over images, S_B over classes around the mean of the class means. Resampled through the influence of
+    S_W averages over images, S_B over classes around the mean of the class means. Its terms are the influence of
     each image on S_W, on its class's mean and through that on pinv(S_B) (its derivative: Golub and Pereyra 1973).
     """
     sizes = np.bincount(labels)
@@ -106,7 +106,7 @@ def neural_collapse_1(vectors: Floats, labels: Ints, bootstrap: Bootstrap) -> Me
     pull_outside = (m * inverse) @ across.T  # (C, d)
     move = (residuals * pull_outside[labels]).sum(axis=1) - (inside * pull_inside[labels]).sum(axis=1)
     weight = len(vectors) / sizes[labels]
-    return bootstrap.measure(collapse + 2 / len(sizes) ** 2 * weight * move)
+    return jackknife(collapse + 2 / len(sizes) ** 2 * weight * move)
 
 
 def linear_probe_correct(vectors: Floats, labels: Ints) -> tuple[Floats, float]:

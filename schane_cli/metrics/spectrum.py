@@ -1,8 +1,8 @@
 """Metrics of the embedding's spectrum: isotropy, IsoScore and effective rank.
 
-Their bootstrap keeps the eigenvectors of the whole set and resamples the images' coordinates along them. For a smooth
-function of the eigenvalues that is the exact first-order change (the eigenvectors' own move is of second order), it
-needs one eigendecomposition instead of one a resample, and the repeated images of a resample do not lower the rank.
+Their jackknife keeps the eigenvectors of the whole set and leaves images out of the coordinates along them. For a
+smooth function of the eigenvalues that is the exact first-order change (the eigenvectors' own move is of second order),
+and it needs one eigendecomposition instead of one per image.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import torch
 from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
-from schane_cli.metrics.bootstrap import Bootstrap, Floats, Measured
+from schane_cli.metrics.resampling import Floats, Measured, jackknife
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ def isotropy(axes: Axes) -> float:
     return float(np.exp(log_f.min() - log_f.max()))
 
 
-def iso_score(centred: Axes, bootstrap: Bootstrap) -> Measured:
+def iso_score(centred: Axes) -> Measured:
     """IsoScore of the variances along the principal axes of centred vectors: 1 where all are equal, 0 where one is all.
 
-    Rudman et al. 2022 (arXiv 2108.07344), algorithm 1 with its rescaling. The mean stays where it is in resamples:
-    its move changes a variance in second order.
+    Rudman et al. 2022 (arXiv 2108.07344), algorithm 1 with its rescaling. The mean stays where it is as images are
+    left out: its move changes a variance in second order.
     """
-    return bootstrap.measure((centred.coordinates**2).astype(np.float32), iso_score_of)
+    return jackknife(centred.coordinates**2, iso_score_of)
 
 
 def iso_score_of(variances: Floats) -> Floats:
@@ -75,12 +75,12 @@ def iso_score_of(variances: Floats) -> Floats:
     return score
 
 
-def effective_rank(axes: Axes, bootstrap: Bootstrap) -> Measured:
+def effective_rank(axes: Axes) -> Measured:
     """exp of the entropy of the singular values divided by their sum, from 1 to d.
 
     Roy and Vetterli 2007; RankMe, Garrido et al. 2023 (arXiv 2210.02885), eq. 1.
     """
-    return bootstrap.measure((axes.coordinates**2).astype(np.float32), _effective_rank_of)
+    return jackknife(axes.coordinates**2, _effective_rank_of)
 
 
 def _effective_rank_of(mean_squares: Floats) -> Floats:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from schane_cli.commands.embed import Embedded, View
-from schane_cli.metrics.bootstrap import Floats, Ints
 from schane_cli.metrics.neighbours import HISTOGRAM_BINS
 from schane_cli.metrics.registry import METRICS, PLAIN_SHARE
+from schane_cli.metrics.resampling import Floats, Ints
 from schane_cli.metrics.separation import class_similarity, similarity_order
 from schane_cli.reports import plots
 from schane_cli.reports.thumbnails import Sheet

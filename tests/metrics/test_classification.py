@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.stats import norm, t
 from sklearn.metrics import (
     accuracy_score,
@@ -16,8 +17,8 @@ from sklearn.metrics import (
 
 from schane_cli.metrics import classification as metrics
 from schane_cli.metrics import intervals, ood
-from schane_cli.metrics.bootstrap import Bootstrap
-from schane_cli.metrics.intervals import bootstrap_interval
+from schane_cli.metrics.intervals import mean_accuracy_interval, skewed_mean_interval, wilson
+from schane_cli.metrics.resampling import jackknife
 
 
 @pytest.fixture
@@ -117,26 +118,52 @@ def test_calibration_of_known_cases():
     assert uniform.ece.value == pytest.approx(0)
 
 
-def test_the_bootstrap_of_a_mean_has_the_standard_error_of_the_mean(scored):
-    result = metrics.calibration(*scored, seed=0, n_bootstrap=4000)
+def test_the_interval_of_a_mean_loss_has_the_standard_error_of_the_mean(scored):
+    result = metrics.calibration(*scored, seed=0)
     nll = -np.log(softmax(scored[0])[np.arange(400), scored[1]])
     width = result.nll.ci95[1] - result.nll.ci95[0]
     assert width == pytest.approx(2 * 1.96 * nll.std() / 20, rel=0.06)
 
 
-def test_the_bootstrap_counts_sum_to_n_and_repeat_with_the_seed():
-    first, again = (Bootstrap(37, n_resamples=20, seed=3) for _ in range(2))
-    np.testing.assert_array_equal(first.counts, again.counts)
-    assert (first.counts.sum(axis=1) == 37).all()
-    samples = np.random.default_rng(0).normal(size=(37, 3))
-    np.testing.assert_allclose(first.means(samples), first.counts.astype(float) @ samples / 37)
-    parts = first.weighted_sums(samples[:20], slice(0, 20)) + first.weighted_sums(samples[20:], slice(20, 37))
-    np.testing.assert_allclose(parts / 37, first.means(samples))
+def test_the_interval_of_a_skewed_mean_reaches_further_on_the_side_of_its_long_tail():
+    terms = np.random.default_rng(0).exponential(size=40)
+    low, high = skewed_mean_interval(terms)
+    assert high - terms.mean() > 1.2 * (terms.mean() - low)
+    mirrored = skewed_mean_interval(-terms)
+    assert mirrored == pytest.approx((-high, -low))
+    assert skewed_mean_interval(terms, (0.0, 1.1))[1] <= 1.1
 
 
-def test_an_interval_holds_its_value_even_where_resampling_biases_the_figure():
-    assert bootstrap_interval(0.1, np.linspace(0.3, 0.5, 1001)) == pytest.approx((0.005, 0.195))
-    assert bootstrap_interval(0.1, np.linspace(0.3, 0.6, 1001), (0.0, np.inf))[0] == 0.0
+def test_the_interval_of_a_symmetric_mean_is_students():
+    terms = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    assert skewed_mean_interval(terms) == pytest.approx(stats.t.interval(0.95, 4, 0, stats.sem(terms)))
+    assert skewed_mean_interval(np.full(5, 3.0)) == (3.0, 3.0)
+
+
+def test_means_of_losses_have_no_interval_where_every_image_is_right():
+    logits = 4 * np.eye(3)[np.arange(60) % 3] + np.random.default_rng(0).normal(size=(60, 3)) * 0.1
+    right = metrics.calibration(logits, np.arange(60) % 3, seed=0)
+    assert right.nll.ci95 is None
+    assert right.brier.ci95 is None
+    assert right.ece.ci95 is not None
+    one_wrong = metrics.calibration(logits, np.append(np.arange(59) % 3, 0), seed=0)
+    assert one_wrong.nll.ci95[0] < one_wrong.nll.value < one_wrong.nll.ci95[1]
+    assert mean_accuracy_interval(np.ones(50)) is None
+    assert mean_accuracy_interval(np.zeros(50)) is None
+    assert mean_accuracy_interval(np.append(np.ones(49), 0.0)) is not None
+
+
+def test_the_jackknifes_terms_of_a_ratio_are_its_values_with_an_image_left_out():
+    samples = np.random.default_rng(0).random((20, 2)) + 1
+
+    def ratio(means):
+        return means[:, 0] / means[:, 1]
+
+    measured = jackknife(samples, ratio)
+    assert measured.value == pytest.approx(samples[:, 0].sum() / samples[:, 1].sum())
+    assert measured.terms.mean() == pytest.approx(measured.value)
+    without = [float(ratio(np.delete(samples, i, axis=0).mean(axis=0)[None])[0]) for i in range(20)]
+    assert np.diff(measured.terms) == pytest.approx(-19 * np.diff(without))
 
 
 def test_the_fitted_temperature_undoes_a_known_scale():
@@ -245,7 +272,7 @@ def confidences(n: int, seed: int, sharpness: float) -> tuple[np.ndarray, np.nda
 def test_the_ece_of_a_calibrated_model_is_told_from_zero_by_chance_alone():
     held = 0
     for seed in range(40):
-        result = metrics.calibration(*confidences(300, seed, 1.0), seed=0, n_bootstrap=2)
+        result = metrics.calibration(*confidences(300, seed, 1.0), seed=0)
         held += result.ece.ci95[0] == 0.0
         assert result.ece_debiased.value <= result.ece.value <= result.ece.ci95[1]
         assert result.ece_debiased.ci95 == result.ece.ci95
@@ -254,8 +281,8 @@ def test_the_ece_of_a_calibrated_model_is_told_from_zero_by_chance_alone():
 
 
 def test_the_ece_of_an_over_confident_model_lies_in_its_interval_and_above_a_calibrated_ones():
-    result = metrics.calibration(*confidences(3000, 0, 3.0), seed=0, n_bootstrap=2)
-    truth = metrics.calibration(*confidences(300_000, 1, 3.0), seed=0, n_bootstrap=2).ece.value
+    result = metrics.calibration(*confidences(3000, 0, 3.0), seed=0)
+    truth = metrics.calibration(*confidences(300_000, 1, 3.0), seed=0).ece.value
     assert result.ece.ci95[0] < truth < result.ece.ci95[1]
     assert result.ece_calibrated < result.ece.ci95[0]
     assert abs(result.ece_debiased.value - truth) < 0.02
@@ -265,7 +292,7 @@ def test_class_means_are_scikit_learns_and_their_intervals_hold_them() -> None:
     rng = np.random.default_rng(0)
     labels = rng.choice(5, 400, p=[0.6, 0.2, 0.1, 0.07, 0.03])
     logits = rng.normal(size=(400, 5)) + 1.5 * np.eye(5)[labels]
-    means = metrics.class_means(logits, labels, seed=0)
+    means = metrics.class_means(logits, labels)
     predicted = logits.argmax(1)
     for ours, theirs in (
         (means.balanced_accuracy, balanced_accuracy_score(labels, predicted)),
@@ -277,14 +304,38 @@ def test_class_means_are_scikit_learns_and_their_intervals_hold_them() -> None:
         assert ours.n == 400
 
 
-def test_resampling_cells_of_the_confusion_matrix_is_resampling_images() -> None:
-    """The spread over resamples of images drawn one by one, within the noise of a thousand draws."""
-    rng = np.random.default_rng(1)
+def test_balanced_accuracy_has_the_spread_of_fresh_images() -> None:
+    """60, 25 and 15 images of three classes that are right with probability 0.8, 0.5 and 0.3."""
+    right = np.repeat([0.8, 0.5, 0.3], [60, 25, 15])
     labels = np.repeat(np.arange(3), [60, 25, 15])
-    logits = rng.normal(size=(100, 3)) + np.eye(3)[labels]
-    right = logits.argmax(1) == labels
-    draws = rng.integers(0, 100, (1000, 100))
-    recalls = [[right[d][labels[d] == c].mean() for c in range(3) if (labels[d] == c).any()] for d in draws]
-    by_images = np.std([np.mean(one) for one in recalls])
-    low, high = metrics.class_means(logits, labels, seed=0).balanced_accuracy.ci95 or (0, 0)
-    assert (high - low) / 3.92 == pytest.approx(by_images, rel=0.12)
+    rng, values, halves = np.random.default_rng(1), [], []
+    for _ in range(300):
+        predicted = np.where(rng.random(100) < right, labels, (labels + 1) % 3)
+        balanced = metrics.class_means(np.eye(3)[predicted], labels).balanced_accuracy
+        values.append(balanced.value)
+        halves.append((balanced.ci95[1] - balanced.ci95[0]) / 3.92)
+    assert np.mean(halves) == pytest.approx(np.std(values), rel=0.12)
+
+
+def test_macro_f1_has_the_jackknifes_variance_image_by_image() -> None:
+    rng = np.random.default_rng(2)
+    labels = np.append(rng.choice(4, 60, p=[0.6, 0.2, 0.15, 0.05]), 4)  # one image of the last class
+    predicted = np.where(rng.random(61) < 0.7, labels, rng.integers(0, 5, 61))
+    value, left_out, weights = metrics._macro_f1_left_out(metrics.confusion(np.eye(5)[predicted], labels))
+    assert value == pytest.approx(f1_score(labels, predicted, average="macro"))
+    slow = [f1_score(np.delete(labels, i), np.delete(predicted, i), average="macro") for i in range(61)]
+    assert sorted(np.repeat(left_out, weights)) == pytest.approx(sorted(slow))
+
+
+def test_a_model_that_calls_everything_by_one_class_has_a_balanced_accuracy_with_an_interval() -> None:
+    labels = np.repeat(np.arange(10), 8)
+    means = metrics.class_means(np.tile(np.eye(10)[0], (80, 1)), labels)
+    assert means.balanced_accuracy.value == pytest.approx(0.1)
+    low, high = means.balanced_accuracy.ci95
+    assert low < 0.09
+    assert high > 0.12
+    assert means.macro_f1.ci95[0] < means.macro_f1.value < means.macro_f1.ci95[1]
+    perfect = metrics.class_means(np.eye(10)[labels], labels)
+    assert perfect.balanced_accuracy.ci95 == pytest.approx((wilson(1.0, 80)[0], 1.0))
+    assert perfect.macro_f1.ci95[1] == pytest.approx(1.0)
+    assert perfect.macro_f1.ci95[0] < 0.96

@@ -12,7 +12,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 
 from schane_cli.metrics import neighbours
-from schane_cli.metrics.bootstrap import Bootstrap
 from schane_cli.metrics.embedding import (
     EmbeddingAnalysis,
     analyse_embeddings,
@@ -20,7 +19,7 @@ from schane_cli.metrics.embedding import (
     pair_terms,
 )
 from schane_cli.metrics.intervals import Estimate
-from schane_cli.metrics.registry import BOOTSTRAP, metric
+from schane_cli.metrics.registry import JACKKNIFE, metric
 from schane_cli.metrics.separation import fisher_ratio, linear_probe_correct, neural_collapse_1, silhouette
 from schane_cli.metrics.spectrum import effective_rank, iso_score, isotropy, principal_axes
 
@@ -52,7 +51,7 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def analysis(data) -> EmbeddingAnalysis:
-    return analyse_embeddings(*data, seed=0, n_bootstrap=400)
+    return analyse_embeddings(*data, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -113,18 +112,17 @@ def test_spectral_figures_equal_direct_decompositions(data, analysis):
 
 def test_a_cross_is_isotropic_and_has_full_rank_and_a_line_has_neither():
     cross = np.concatenate([np.eye(6), -np.eye(6)])
-    bootstrap = Bootstrap(12, n_resamples=5, seed=0)
     assert isotropy(principal_axes(cross)) == pytest.approx(1)
-    assert effective_rank(principal_axes(cross), bootstrap).value == pytest.approx(6)
-    assert iso_score(principal_axes(cross), bootstrap).value == pytest.approx(1)
+    assert effective_rank(principal_axes(cross)).value == pytest.approx(6)
+    assert iso_score(principal_axes(cross)).value == pytest.approx(1)
     line = np.outer(np.linspace(-1, 1, 12), np.eye(6)[0])
-    assert effective_rank(principal_axes(line), bootstrap).value == pytest.approx(1)
-    assert iso_score(principal_axes(line), bootstrap).value == pytest.approx(0)
+    assert effective_rank(principal_axes(line)).value == pytest.approx(1)
+    assert iso_score(principal_axes(line)).value == pytest.approx(0)
 
 
 def test_iso_score_of_k_equal_directions_is_k_minus_1_over_d_minus_1():
     plane = np.concatenate([np.eye(8)[:3], -np.eye(8)[:3]])
-    assert iso_score(principal_axes(plane), Bootstrap(6, n_resamples=2, seed=0)).value == pytest.approx(2 / 7)
+    assert iso_score(principal_axes(plane)).value == pytest.approx(2 / 7)
 
 
 def test_isotropy_of_long_vectors_neither_overflows_nor_warns():
@@ -176,7 +174,7 @@ def test_the_auc_holds_in_a_narrow_cone_with_ties_and_with_an_outlier():
         own = (unit @ unit.T).round(12)
         truth = np.repeat([1, 0], [positive.sum(), negative.sum()])
         expected = roc_auc_score(truth, np.concatenate([own[positive], own[negative]]))
-        pairs = neighbours.pass_over_pairs(unit, labels, Bootstrap(200, n_resamples=2, seed=0))
+        pairs = neighbours.pass_over_pairs(unit, labels)
         assert pairs.auc.value == pytest.approx(expected, abs=1e-4)
 
 
@@ -232,7 +230,7 @@ def test_neighbours_and_hardest_negatives_are_the_most_similar(data, analysis, c
 
 def test_chunks_of_rows_change_nothing(data, analysis, monkeypatch):
     monkeypatch.setattr(neighbours, "CHUNK_CELLS", 7 * N)
-    chunked_metrics = analyse_embeddings(*data, seed=0, n_bootstrap=400).metrics
+    chunked_metrics = analyse_embeddings(*data, seed=0).metrics
     for whole, chunked in zip(analysis.metrics.values(), chunked_metrics.values(), strict=True):
         assert chunked.value == pytest.approx(whole.value, rel=1e-5)
         assert (chunked.ci95 is None) == (whole.ci95 is None)
@@ -255,7 +253,7 @@ def test_silhouette_equals_scikit_learns(data, analysis):
     vectors, labels = data[0], data[1].copy()
     labels[3] = C  # alone in its class
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    with_loner = silhouette(unit, labels, Bootstrap(N, n_resamples=2, seed=0)).value
+    with_loner = silhouette(unit, labels).value
     assert with_loner == pytest.approx(silhouette_samples(vectors, labels, metric="cosine").mean(), abs=1e-5)
 
 
@@ -263,7 +261,7 @@ def test_nmi_equals_scikit_learns_and_is_1_where_clusters_are_classes(data, anal
     expected = normalized_mutual_info_score(data[1], analysis.clusters)
     assert value(analysis.metrics, "NMI of k-means") == pytest.approx(expected)
     apart = clustered(spread=0.01)
-    assert value(analyse_embeddings(*apart, seed=0, n_bootstrap=20).metrics, "NMI of k-means") == pytest.approx(1)
+    assert value(analyse_embeddings(*apart, seed=0).metrics, "NMI of k-means") == pytest.approx(1)
 
 
 def test_fisher_ratio_and_nc1_equal_sums_of_outer_products(data, analysis):
@@ -285,37 +283,27 @@ def test_the_fisher_ratio_of_one_dimension_is_linear_discriminant_analysis_eigen
     x = (labels * 1.0 + rng.normal(size=90))[:, None]
     model = LinearDiscriminantAnalysis(solver="eigen", store_covariance=True).fit(x, labels)
     between = np.cov(x.T, bias=True) - model.covariance_
-    ratio = fisher_ratio(x, labels, Bootstrap(90, n_resamples=2, seed=0)).value
+    ratio = fisher_ratio(x, labels).value
     assert ratio == pytest.approx((between / model.covariance_).item())
 
 
 def test_neural_collapse_of_known_spread():
     """Two classes at +-1 on one axis, images at +-e around them: S_W = e^2, S_B = 1, so NC1 = e^2 / 2."""
     vectors = np.array([[1.3, 0.0], [0.7, 0.0], [-0.7, 0.0], [-1.3, 0.0]])
-    nc1 = neural_collapse_1(vectors, np.array([0, 0, 1, 1]), Bootstrap(4, n_resamples=2, seed=0))
+    nc1 = neural_collapse_1(vectors, np.array([0, 0, 1, 1]))
     assert nc1.value == pytest.approx(0.3**2 / 2)
-
-
-def one_more(image: int, n: int) -> Bootstrap:
-    """A resample in which `image` is drawn twice and image 50 not at all."""
-    bootstrap = Bootstrap(n, n_resamples=1, seed=0)
-    bootstrap.counts = np.ones((1, n), dtype=np.uint8)
-    bootstrap.counts[0, [image, 50]] = 2, 0
-    return bootstrap
 
 
 @pytest.mark.parametrize("figure", [fisher_ratio, neural_collapse_1])
 @pytest.mark.parametrize("image", [4, 20, 33])
-def test_first_order_resamples_are_the_figures_derivative(data, figure, image):
+def test_the_terms_are_the_metrics_derivative(data, figure, image):
     """Every image repeated 200 times, and two copies of one replaced by two of another."""
     vectors, labels = data[0][:60].astype(float), data[1][:60]
-    linear = figure(vectors, labels, one_more(image, 60))
+    terms = figure(vectors, labels).terms
     index = np.repeat(np.arange(60), 200)
     moved = np.concatenate([np.delete(index, 50 * 200 + np.arange(2)), [image, image]])
-    base, exact = (
-        figure(vectors[i], labels[i], Bootstrap(len(i), n_resamples=1, seed=0)).value for i in (index, moved)
-    )
-    assert exact - base == pytest.approx((linear.resamples[0] - linear.value) * 2 / 200, rel=0.1, abs=2e-6)
+    base, exact = (figure(vectors[i], labels[i]).value for i in (index, moved))
+    assert exact - base == pytest.approx((terms[image] - terms[50]) / 60 * 2 / 200, rel=0.1, abs=2e-6)
 
 
 def slow_silhouette(cosines: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
@@ -329,16 +317,16 @@ def slow_silhouette(cosines: np.ndarray, labels: np.ndarray, weights: np.ndarray
 
 
 @pytest.mark.parametrize("image", [4, 20, 33])
-def test_the_silhouettes_resamples_are_its_derivative_with_class_means_moving(data, cosines, image):
+def test_the_silhouettes_terms_are_its_derivative_with_class_means_moving(data, cosines, image):
     vectors, labels = data[0][:60].astype(float), data[1][:60]
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    linear = silhouette(unit, labels, one_more(image, 60))
+    terms = silhouette(unit, labels).terms
     weights = np.ones(60)
     weights[[image, 50]] = 1.001, 0.999
     change = slow_silhouette(cosines[:60, :60], labels, weights) - slow_silhouette(
         cosines[:60, :60], labels, np.ones(60)
     )
-    assert (linear.resamples[0] - linear.value) / 1000 == pytest.approx(change, rel=0.15, abs=1e-6)
+    assert (terms[image] - terms[50]) / 60 / 1000 == pytest.approx(change, rel=0.15, abs=1e-6)
 
 
 def test_pair_terms_average_to_the_pairs_and_move_as_one_more_image_does(cosines):
@@ -353,15 +341,15 @@ def test_pair_terms_average_to_the_pairs_and_move_as_one_more_image_does(cosines
 
 
 def test_intervals_have_the_spread_of_fresh_samples():
-    """30 fresh draws of the images: the bootstrap's spread against the draws' own, within what 30 draws can tell.
+    """30 fresh draws of the images: the jackknife's spread against the draws' own, within what 30 draws can tell.
 
     What is measured on halves has its coverage in results/benchmarks/coverage.md.
     """
-    runs = [analyse_embeddings(*clustered(300, seed), seed=seed, n_bootstrap=100) for seed in range(30)]
+    runs = [analyse_embeddings(*clustered(300, seed), seed=seed) for seed in range(30)]
     for name in runs[0].metrics:
-        if metric(name).interval == BOOTSTRAP:
+        if metric(name).interval == JACKKNIFE:
             spread = np.std([run.metrics[name].value for run in runs], ddof=1)
-            own = np.mean([run.resamples[name].std() for run in runs])
+            own = np.mean([run.terms[name].std() / 300**0.5 for run in runs])
             assert 0.6 < own / spread < 1.6, name
 
 
@@ -381,14 +369,14 @@ def test_every_metric_has_its_definition_and_an_interval_around_its_value(analys
 def test_an_image_alone_in_its_class_is_left_out_of_retrieval(data):
     labels = data[1].copy()
     labels[0] = 77
-    metrics = analyse_embeddings(data[0], labels, seed=0, n_bootstrap=20).metrics
+    metrics = analyse_embeddings(data[0], labels, seed=0).metrics
     n = {name: estimate.n for name, estimate in metrics.items()}
     assert n["mAP@R"] == n["recall@1"] == N - 1
     assert n["kNN accuracy, k=1"] == N
 
 
 def test_the_same_seed_gives_the_same_metrics_and_tensors_are_taken(data, analysis):
-    again = analyse_embeddings(torch.tensor(data[0]), torch.tensor(data[1]), seed=0, n_bootstrap=400)
+    again = analyse_embeddings(torch.tensor(data[0]), torch.tensor(data[1]), seed=0)
     assert again.metrics == analysis.metrics
 
 
@@ -397,7 +385,7 @@ def test_a_checkpoint_does_not_differ_from_itself_and_tighter_classes_are_better
         assert row.difference == 0
         assert row.ci95 in {(0, 0), None}
         assert row.better == "neither"
-    tighter = analyse_embeddings(*clustered(spread=0.3), seed=0, n_bootstrap=400)
+    tighter = analyse_embeddings(*clustered(spread=0.3), seed=0)
     rows = compare_embeddings(analysis, tighter)
     for name in ("mAP@R", "silhouette", "Fisher ratio", "NC1", "linear-probe accuracy"):
         assert rows[name].better == "second"
@@ -409,7 +397,7 @@ def test_two_opposite_tight_classes_have_every_known_answer():
     labels = np.repeat([0, 1], 6)
     vectors = np.where(labels == 0, 1.0, -1.0)[:, None] * np.eye(4)[0]
     vectors = vectors + 1e-4 * np.random.default_rng(0).normal(size=(12, 4))
-    metrics = analyse_embeddings(vectors, labels, seed=0, n_bootstrap=50).metrics
+    metrics = analyse_embeddings(vectors, labels, seed=0).metrics
     ones = ["kNN accuracy, k=1", "kNN accuracy, k=10", "recall@1", "recall@5", "recall@10", "mAP@R", "silhouette"]
     ones += ["AUC of positive over negative cosines", "linear-probe accuracy", "NMI of k-means", "effective rank"]
     for name in ones:
@@ -426,24 +414,22 @@ def test_two_opposite_tight_classes_have_every_known_answer():
 
 def test_paired_intervals_are_narrower_than_independent_ones(data, analysis):
     noisy = data[0] + np.random.default_rng(5).normal(size=data[0].shape).astype(np.float32) * 0.1
-    other = analyse_embeddings(noisy, data[1], seed=0, n_bootstrap=400)
+    other = analyse_embeddings(noisy, data[1], seed=0)
     row = compare_embeddings(analysis, other)["silhouette"]
     widths = [float(np.ptp(one.metrics["silhouette"].ci95)) for one in (analysis, other)]
     assert row.ci95[1] - row.ci95[0] < 0.5 * np.hypot(*widths)
 
 
-def test_a_comparison_needs_the_same_images_and_resamples(data, analysis):
+def test_a_comparison_needs_the_same_images_and_halves(data, analysis):
     with pytest.raises(ValueError, match="labels differ"):
-        compare_embeddings(analysis, analyse_embeddings(*clustered(seed=1), seed=0, n_bootstrap=5))
+        compare_embeddings(analysis, analyse_embeddings(*clustered(seed=1), seed=0))
     with pytest.raises(ValueError, match="seeds 0 and 1"):
-        compare_embeddings(analysis, analyse_embeddings(*data, seed=1, n_bootstrap=5))
-    with pytest.raises(ValueError, match="the same number of resamples"):
-        compare_embeddings(analysis, analyse_embeddings(*data, seed=0, n_bootstrap=5))
+        compare_embeddings(analysis, analyse_embeddings(*data, seed=1))
 
 
 def test_progress_ends_with_every_step_done(data):
     told: list[tuple[str, float]] = []
-    analyse_embeddings(*data, seed=0, n_bootstrap=5, progress=lambda step, share: told.append((step, share)))
+    analyse_embeddings(*data, seed=0, progress=lambda step, share: told.append((step, share)))
     assert ("pairs", 1.0) in told
     assert told[-1] == ("classes", 1.0)
 
