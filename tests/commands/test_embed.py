@@ -152,7 +152,8 @@ def test_figures_of_a_sample_say_so_and_the_table_has_everything(run: Path, tmp_
     assert found is not None
     assert found.summary["n"] == 120
     assert found.summary["n_images"] == len(pd.read_parquet(tmp_path / "out" / "embeddings.parquet")) == 359
-    assert "figures and pictures of 120 images of 359" in found.summary["split_notes"][-1]
+    assert "metrics and pictures of 120 of 359 images" in found.summary["split_notes"][-1]
+    assert found.summary["images_left_out"] == 0
     points = pd.read_csv(tmp_path / "out" / "points.csv")
     assert points.id.tolist() == list(found.images.ids)
 

@@ -82,6 +82,7 @@ def test_a_model_scored_on_data_that_has_changed_says_so(tmp_path: Path) -> None
     assert summary["images_left_out"] == 1
     loaded = load_checkpoint(tmp_path / "run")
     assert not any("WARNING" in note for note in select_images(loaded, recipe.data, "test").notes)
+    assert select_images(loaded, recipe.data, "test").left_out == 1
     write_image(tmp_path / "data" / "cat" / "more.png")
     write_image(tmp_path / "data" / "cat" / "more2.png")
     assert any("the data has changed since training" in n for n in select_images(loaded, recipe.data, "test").notes)
