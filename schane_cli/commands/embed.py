@@ -155,7 +155,7 @@ def _embed_tables(
     _check_images(points, options.perplexity)
     names = _numbered([f"{path.resolve().parent.name}-{path.stem}" for path in paths])
     device = torch.device("cpu")
-    job = Job([], [], images.dataset, names, images, shown, points, [], device, options, terminal)
+    job = Job([], [], images.dataset, names, images, shown, points, [], 0, device, options, terminal)
     run = RunFolder(out or new_run_path("embed", paths[0].stem))
     run.create(build_recipe({"data": {"dataset": f"table:{paths[0]}"}}), f"embed {' '.join(map(str, paths))}")
     views = [
