@@ -82,7 +82,7 @@ def _ready(line: str, home: Path) -> list[str]:
         "results/finetune/SEEDS": home / "seeds",
         "folder:/my/images": "folder:photos",
         "wds:/data/shards": "wds:shards",
-        "0-4": "0-1",
+        "0-4": "0-1",  # two seeds show what five do
     }
     words = [str(names.get(word, word)) for word in shlex.split(line, comments=True)]
     trains = words[0] == "finetune" and "--resume" not in words

@@ -48,7 +48,7 @@ def shared_memory() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_thirty_epochs_take_the_memory_and_files_of_fifteen(tmp_path: Path, workers: int, shared_memory: None) -> None:
     if workers > (os.cpu_count() or 1):
         pytest.skip("more loader processes than cores")
@@ -63,7 +63,7 @@ def test_thirty_epochs_take_the_memory_and_files_of_fifteen(tmp_path: Path, work
     require_flat(uses, 15)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fifty_evaluations_take_the_memory_and_files_of_twenty_five(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_memory: None
 ) -> None:

@@ -8,13 +8,19 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["export", "compare"]
-SLOW = ["finetune", "finetune --seeds", "fewshot (base training)", "fewshot CHECKPOINT", "eval", "predict", "embed",
-        "review", "average", "study"]  # fmt: skip
+LONG = ["finetune --seeds", "fewshot (base training)", "fewshot CHECKPOINT", "eval", "predict", "embed", "review",
+        "average", "study"]  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks processes and kills them")
 @pytest.mark.parametrize(
-    "commands", [QUICK, *(pytest.param([name], marks=pytest.mark.slow) for name in SLOW)], ids=lambda names: names[0]
+    "commands",
+    [
+        QUICK,
+        pytest.param(["finetune"], marks=pytest.mark.slow),
+        *(pytest.param([it], marks=pytest.mark.long) for it in LONG),
+    ],
+    ids=lambda names: names[0],
 )
 def test_what_is_killed_starved_or_crowded_ends_as_if_nothing_had_happened(commands: list[str]) -> None:
     chaos = [

@@ -60,7 +60,7 @@ def test_what_cannot_be_done_is_one_sentence(photos: Path, tmp_path: Path, capsy
         ((*support, "--query", photos / "support"), "is among the support"),
         ((*support, "--query", tmp_path / "same"), "is among the support"),
         ((*support, "--query", tmp_path / "nothing"), "does not exist"),
-        ((*support, "--protocol", "rfs"), "alone"),
+        ((*support, "--protocol", "rfs"), "go only with one run"),
     ):
         assert run_cli("fewshot", *arguments, *BACKBONE, "--out", tmp_path / "o") == 2
         assert said in capsys.readouterr().err, said
@@ -83,4 +83,4 @@ def test_without_training_every_class_is_a_test_class_and_a_division_is_explaine
     assert json.loads((tmp_path / "o" / "summary.json").read_text())["novel_classes"] == ["0", "1", "2", "3"]
     capsys.readouterr()
     assert run_cli("fewshot", *arguments, *quick, "--epochs", 1, "--out", tmp_path / "x") == 2
-    assert "of its 4 classes 2 are for training and 2 for testing" in capsys.readouterr().err
+    assert "2 of its 4 classes are for training and 2 for testing" in capsys.readouterr().err

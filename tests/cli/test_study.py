@@ -96,7 +96,7 @@ def test_a_failed_trial_is_reported_the_rest_finished_and_it_runs_again_on_reque
         ({"grid": {"train.lr": [-1.0]}}, "train.lr: "),
         ({"seedz": [1]}, "unknown study key 'seedz'; did you mean 'seeds'?"),
         ({"set": {**TINY, "data.dataset": "nothing"}}, "unknown dataset 'nothing'"),
-        ({"baseline": "ce"}, "baseline 'ce' is none of the arms"),
+        ({"baseline": "ce"}, "baseline 'ce' is not one of the arms"),
     ],
 )
 def test_a_bad_study_is_one_sentence_before_anything_is_written(
@@ -182,7 +182,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, li
     subprocess.run([*control, "-m", "immediate", "stop"], check=False, capture_output=True, cwd=place)
 
 
-LONG = {"set": {**TINY, "train.epochs": 40}}  # some seconds per trial
+LONG = {"set": {**TINY, "train.epochs": 16}}  # some seconds per trial
 
 
 @pytest.mark.slow

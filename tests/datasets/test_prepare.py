@@ -181,7 +181,7 @@ def test_a_stopped_download_goes_on_where_it_was(cub: tuple[Path, Path, type[Han
     part = root / "cub200" / "CUB_200_2011.tgz.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(archive.read_bytes()[:1000])
-    assert state(DATASETS["cub200"], root) == "incomplete: CUB_200_2011.tgz.part is half downloaded"
+    assert state(DATASETS["cub200"], root) == "incomplete: CUB_200_2011.tgz.part is only partly downloaded"
     prepare("cub200", root, QUIET)
     assert [wanted for _, wanted in handler.asked] == ["bytes=1000-"]
 
@@ -219,7 +219,7 @@ def test_a_wrong_checksum_leaves_nothing(
 ) -> None:
     root, archive, _ = cub
     archive.write_bytes(archive.read_bytes() + b"x")
-    with pytest.raises(SchaneError, match=r"CUB_200_2011\.tgz came with md5 .*, not .*: altered"):
+    with pytest.raises(SchaneError, match=r"CUB_200_2011\.tgz has md5 .*, not .*: altered"):
         prepare("cub200", root, QUIET)
     assert not (root / "cub200").exists()
 

@@ -191,7 +191,7 @@ def test_a_paired_comparison_without_a_spread_gives_no_verdict() -> None:
         assert (result.ci95, result.p_value) == (None, None)
         assert "no spread" in result.reason
     assert "too few" in paired_comparison([0.5, 0.6], [0.7, 0.81]).reason
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="not finite"):
         paired_comparison(a, np.where(a > 0.5, np.nan, a))
     with pytest.raises(ValueError, match="same two or more episodes"):
         paired_comparison(a, a[:-1])

@@ -142,7 +142,7 @@ def test_a_hub_repository_is_read_like_a_folder(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(SchaneError, match="no weights could be had from hf-hub:someone/something"):
+    with pytest.raises(SchaneError, match="no weights could be got from hf-hub:someone/something"):
         _model("hf-hub:someone/something")
 
 
