@@ -336,11 +336,11 @@ def working(lines: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def row(name: str, timm: dict[str, Any] | None, onnx: dict[str, Any] | None) -> str:
-    found = next((line for line in (timm, onnx) if line and "error" not in line), None)
+    usable = next((line for line in (timm, onnx) if line and "error" not in line), None)
     described = ["", "", "", ""]
-    if found:
-        head = "linear" if found["direct"] else "own"
-        described = [f"{found['parameters'] / 1e6:.1f}", found["size"], found["embedding_dim"], head]
+    if usable:
+        head = "linear" if usable["direct"] else "own"
+        described = [f"{usable['parameters'] / 1e6:.1f}", usable["size"], usable["embedding_dim"], head]
     cells = [(timm or onnx or {})["module"], name, *described, share(timm), share(onnx)]
     return f"| {' | '.join(map(str, cells))} |"
 

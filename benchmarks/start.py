@@ -231,8 +231,10 @@ def score(trainer: Trainer, model: SchaneModel, case: Case) -> dict[str, float]:
         drawn = draw_episodes(
             job.val.labels, n_way=5, n_shot=shots, n_query=15, n_episodes=600, seed=0, class_names=job.val.class_names
         )
-        found = evaluate_episodes(features.embedding, drawn, classifier="centroid", normalize="l2", device=job.device)
-        accuracies[shots] = float(found.accuracies.mean())
+        measured = evaluate_episodes(
+            features.embedding, drawn, classifier="centroid", normalize="l2", device=job.device
+        )
+        accuracies[shots] = float(measured.accuracies.mean())
     return {"accuracy": accuracies[5], "one_shot_accuracy": accuracies[1]}
 
 
@@ -249,10 +251,10 @@ def run(case: Case, arm: Arm, lr: float, seed: int) -> dict[str, Any]:
         trainer = Trainer(job)
         slow = SlowStatistics(trainer.model) if seed == GRID_SEED and not arm.frozen else None
         trainer.run()
-        found = scores(trainer, slow, arm, case)
+        measured = scores(trainer, slow, arm, case)
     seconds = time.perf_counter() - started
     key = {"case": case.name, **asdict(arm), "lr": lr, "seed": seed}
-    return {**key, "scores": found, "train_n": len(train), "val_n": len(val), "seconds": round(seconds, 1)}
+    return {**key, "scores": measured, "train_n": len(train), "val_n": len(val), "seconds": round(seconds, 1)}
 
 
 def untrained(case: Case) -> dict[str, Any]:
@@ -360,8 +362,8 @@ def report(lines: list[dict[str, Any]], all_cases: list[Case]) -> str:
     )
 
 
-def _percent(found: dict[str, float]) -> str:
-    return f"{100 * found['one_shot_accuracy']:.1f} % (1 shot), {100 * found['accuracy']:.1f} % (5 shots)."
+def _percent(measured: dict[str, float]) -> str:
+    return f"{100 * measured['one_shot_accuracy']:.1f} % (1 shot), {100 * measured['accuracy']:.1f} % (5 shots)."
 
 
 def main() -> None:

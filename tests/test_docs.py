@@ -27,10 +27,10 @@ def _calls(text: str) -> list[list[str]]:
 
 
 def _options(command: str, sub: str = "") -> set[str]:
-    found = COMMANDS[command]
-    if hasattr(found, "commands"):
-        found = found.commands[sub]
-    return {option for parameter in found.params for option in parameter.opts}
+    described = COMMANDS[command]
+    if hasattr(described, "commands"):
+        described = described.commands[sub]
+    return {option for parameter in described.params for option in parameter.opts}
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)

@@ -193,13 +193,13 @@ class Kitchen:
         accuracy, nll = self.scored(weights, f"val of {_name(loaded.path)}")
         return Ingredient(loaded.path, weights, accuracy, nll)
 
-    def scored(self, weights: Weights, told: str) -> tuple[float, float]:
+    def scored(self, weights: Weights, action: str) -> tuple[float, float]:
         """Accuracy and NLL on val."""
         self.first.model.load_state_dict(weights)
-        with self.terminal.task(told, len(self.splits.val), "img") as task:
-            found = outputs(self.first, self.splits.val, device=self.device, task=task)
-        accuracy = (found.logits.argmax(1) == found.labels).double().mean().item()
-        return accuracy, F.cross_entropy(found.logits.double(), found.labels).item()
+        with self.terminal.task(action, len(self.splits.val), "img") as task:
+            scored_images = outputs(self.first, self.splits.val, device=self.device, task=task)
+        accuracy = (scored_images.logits.argmax(1) == scored_images.labels).double().mean().item()
+        return accuracy, F.cross_entropy(scored_images.logits.double(), scored_images.labels).item()
 
     def mixture(self, kind: str, ingredients: Sequence[Ingredient], members: Sequence[int]) -> Mixture:
         """The mean of some ingredients, its BatchNorm statistics computed again where training moved them."""

@@ -158,8 +158,8 @@ def label_issues(labels: Ints, evidence: LabelEvidence) -> Ints:
     """
     from cleanlab.filter import find_label_issues
 
-    found = find_label_issues(labels, evidence.probabilities, n_jobs=1) & (evidence.wrong > 0.5)
-    issues: Ints = np.flatnonzero(found)
+    suspected = find_label_issues(labels, evidence.probabilities, n_jobs=1) & (evidence.wrong > 0.5)
+    issues: Ints = np.flatnonzero(suspected)
     return issues[np.argsort(-evidence.wrong[issues], kind="stable")]
 
 

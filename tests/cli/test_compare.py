@@ -88,9 +88,9 @@ def test_what_cannot_be_compared_is_refused(runs: list, options: dict, said: str
 
 
 def test_common_seeds_on_request() -> None:
-    found = block(made("ce", CE) + made("schane", OURS[:4]), common_seeds=True)
-    assert found.seeds == (0, 1, 2, 3)
-    assert "schane has no run of [4]" in found.notes[0]
+    compared = block(made("ce", CE) + made("schane", OURS[:4]), common_seeds=True)
+    assert compared.seeds == (0, 1, 2, 3)
+    assert "schane has no run of [4]" in compared.notes[0]
 
 
 def test_of_a_metric_without_a_better_side_one_is_higher() -> None:
@@ -116,9 +116,9 @@ def test_few_shot_runs_are_compared_by_an_accuracy_and_say_their_episodes() -> N
         summary = {"results": [result], "checkpoints": ["run"], "dirichlet": 2.0, "val_accuracy": 0.5, "val_n": 90}
         return make_run(f"{loss}/{seed}", {"loss.name": loss, "data.dataset": "made"}, {**summary, "seed": seed})
 
-    found = block([run(loss, seed, 0.7 + seed / 100) for loss in ("ce", "schane") for seed in (0, 1)])
-    assert found.metric == "5shot_centroid_accuracy"
-    assert found.count == "n = 600 episodes"
+    compared = block([run(loss, seed, 0.7 + seed / 100) for loss in ("ce", "schane") for seed in (0, 1)])
+    assert compared.metric == "5shot_centroid_accuracy"
+    assert compared.count == "n = 600 episodes"
 
 
 def test_two_seeds_or_differences_that_agree_to_rounding_give_no_verdict() -> None:
@@ -139,19 +139,19 @@ def test_a_run_whose_metric_is_not_a_number_is_named() -> None:
 
 
 def test_one_seed_has_no_interval_and_no_verdict() -> None:
-    found = block(made("ce", CE[:1]) + made("schane", OURS[:1]))
-    assert found.differences == ()
-    assert rows(found)[0][:2] == ("schane", "53.00")
+    compared = block(made("ce", CE[:1]) + made("schane", OURS[:1]))
+    assert compared.differences == ()
+    assert rows(compared)[0][:2] == ("schane", "53.00")
 
 
 def test_tables_in_markdown_and_latex_hold_the_same_cells() -> None:
-    found = block(made("ce", CE) + made("schane", OURS))
-    table = [line.strip("| ").split(" | ") for line in markdown([found]).splitlines() if line.startswith("| ")]
-    assert [cell.strip() for cell in table[2]] == list(rows(found)[0])
-    assert markdown([found]).startswith("### made, 5 seeds, n = 100 images\n")
-    body = latex([found]).splitlines()
+    compared = block(made("ce", CE) + made("schane", OURS))
+    table = [line.strip("| ").split(" | ") for line in markdown([compared]).splitlines() if line.startswith("| ")]
+    assert [cell.strip() for cell in table[2]] == list(rows(compared)[0])
+    assert markdown([compared]).startswith("### made, 5 seeds, n = 100 images\n")
+    body = latex([compared]).splitlines()
     assert sum(line.endswith(r"\\") for line in body) == 3
-    assert r"test top-1 accuracy, \%" in latex([found])
+    assert r"test top-1 accuracy, \%" in latex([compared])
     assert escape_latex("50 % & a_b") == r"50 \% \& a\_b"
 
 
@@ -162,15 +162,15 @@ HOSTILE = ["a | b", "[x](http://y)", "<script>alert(1)</script>", "`code`", "two
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_name_stays_text_in_markdown_and_latex(name: str) -> None:
     runs = [replace(run, label=name) for run in made("ce", CE)] + made("schane", OURS)
-    found = block(runs, baseline="schane")
-    table = [line for line in markdown([found]).splitlines() if line.startswith("| ")]
+    compared = block(runs, baseline="schane")
+    table = [line for line in markdown([compared]).splitlines() if line.startswith("| ")]
     assert len(table) == 4  # the header, its rule, and a row of each group
     columns = [len(re.split(r"(?<!\\)\|", line)) for line in table]
     assert len(set(columns)) == 1, table
     cells = "".join(table)
     assert not re.search(r"(?<!\\)[<`\[]", cells)
-    assert "\x1b" not in cells + latex([found])
-    body = latex([found]).split(r"\midrule")[1].split(r"\bottomrule")[0].strip()
+    assert "\x1b" not in cells + latex([compared])
+    body = latex([compared]).split(r"\midrule")[1].split(r"\bottomrule")[0].strip()
     assert len(body.splitlines()) == 2
     assert all(line.endswith(r"\\") and len(re.findall(r"(?<!\\)&", line)) == 4 for line in body.splitlines())
     allowed = r"\\(textbackslash|textasciitilde|textasciicircum|pm|[&%$#_{}^\\])"
@@ -190,9 +190,9 @@ def test_folders_of_seeds_are_compared_end_to_end(trained: Path, tmp_path: Path,
     said = capsys.readouterr().out
     assert max(map(len, said.split("cannot be distinguished")[0].splitlines()[:6])) <= 80
     assert run_cli("compare", f"{trained}/*", "--json", "--out", tmp_path / "glob") == 0
-    (found,) = json.loads(capsys.readouterr().out)["blocks"]
-    assert [group["n_seeds"] for group in found["groups"]] == [2, 2]
-    assert {"train_seconds", "views_forwarded", "peak_memory_bytes"} <= found["groups"][0].keys()
+    (compared,) = json.loads(capsys.readouterr().out)["blocks"]
+    assert [group["n_seeds"] for group in compared["groups"]] == [2, 2]
+    assert {"train_seconds", "views_forwarded", "peak_memory_bytes"} <= compared["groups"][0].keys()
     table = pd.read_csv(tmp_path / "c" / "compare.csv").set_index("group")
     for loss in ("ce", "schane"):
         summaries = [json.loads((trained / loss / f"s{s}" / "summary.json").read_text()) for s in (0, 1)]
@@ -212,11 +212,11 @@ def test_the_figures_of_schane_embed_are_compared_over_seeds(trained: Path, tmp_
         name = f"digits test embedding, n=120: {figure}"
         out = tmp_path / better
         assert run_cli("compare", f"{trained}/*", "--metric", name, "--json", "--out", out) == 0
-        (found,) = json.loads(capsys.readouterr().out)["blocks"]
-        means = [group[name] for group in found["groups"]]
+        (compared,) = json.loads(capsys.readouterr().out)["blocks"]
+        means = [group[name] for group in compared["groups"]]
         assert means == sorted(means, reverse=better == "higher")
         values = [_embedded(trained / "ce" / f"s{seed}", figure) for seed in (0, 1)]
-        assert {group["group"]: group[name] for group in found["groups"]}["ce"] == pytest.approx(np.mean(values))
+        assert {group["group"]: group[name] for group in compared["groups"]}["ce"] == pytest.approx(np.mean(values))
 
 
 def _embedded(run: Path, figure: str) -> float:

@@ -30,9 +30,9 @@ def test_a_run_folder_and_its_checkpoint_score_alike_and_as_the_run_said(trained
     assert run_cli("eval", trained / "checkpoints" / "best.pt", "--out", tmp_path / "b") == 0
     said = json.loads((trained / "summary.json").read_text())
     for name in ("a", "b"):
-        found = json.loads((tmp_path / name / "summary.json").read_text())
+        scored = json.loads((tmp_path / name / "summary.json").read_text())
         for key in ("test_accuracy", "test_nll", "test_n"):
-            assert found[key] == pytest.approx(said[key])
+            assert scored[key] == pytest.approx(said[key])
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
         "confusion.csv",
         "environment.json",
@@ -96,11 +96,11 @@ def test_the_temperature_is_fitted_on_val_and_only_there(trained: Path, tmp_path
     assert on_test["temperature_val_n"] == on_val["val_n"]
     loaded = load_checkpoint(trained)
     val = load_splits(loaded.recipe.data).val
-    found = outputs(loaded, val, device=torch.device("cpu"))
+    scored = outputs(loaded, val, device=torch.device("cpu"))
     by_torch = torch.nn.functional.cross_entropy
-    best = by_torch(found.logits / on_test["temperature"], found.labels)
+    best = by_torch(scored.logits / on_test["temperature"], scored.labels)
     for other in (1.0, on_test["temperature"] * 1.2, on_test["temperature"] / 1.2):
-        assert best <= by_torch(found.logits / other, found.labels) + 1e-6
+        assert best <= by_torch(scored.logits / other, scored.labels) + 1e-6
 
 
 def foreign_folder(folder: Path) -> None:

@@ -148,6 +148,6 @@ def test_class_and_checkpoint_names_stay_as_they_are(tmp_path: Path) -> None:
         "0.10,1,centroid,001,10,0.7",
     ]
     (tmp_path / "per_class.csv").write_text("\n".join(["checkpoint,shots,classifier,class,n,accuracy", *rows]))
-    columns, found = class_table(tmp_path)
+    columns, accuracies = class_table(tmp_path)
     assert columns == ["class, %", "0.1, 1-shot", "0.10, 1-shot", "queries"]
-    assert found == [["001", "60.00", "70.00", "10"], ["None", "50.00", "90.00", "10"]]
+    assert accuracies == [["001", "60.00", "70.00", "10"], ["None", "50.00", "90.00", "10"]]

@@ -220,8 +220,8 @@ def test_init_starts_from_a_run_and_the_resumed_run_needs_it_no_more(tmp_path: P
     kept = read_tensors(tmp_path / "first" / "checkpoints" / "best.pt")["projection"]["0.weight"]
     (tmp_path / "first" / "checkpoints" / "best.pt").unlink()
     assert run_cli("finetune", "--resume", second) == 0
-    found = read_tensors(second / "checkpoints" / "last.pt")["projection"]["0.weight"]
-    assert torch.allclose(found, kept, atol=1e-4)
+    head_weight = read_tensors(second / "checkpoints" / "last.pt")["projection"]["0.weight"]
+    assert torch.allclose(head_weight, kept, atol=1e-4)
 
 
 def test_init_with_a_place_that_holds_nothing_is_refused(tmp_path: Path, capsys) -> None:

@@ -55,8 +55,8 @@ def test_the_tables_and_the_page_are_there_and_hold_what_was_planted(reviewed: P
     assert {"wrong_chance", "suggested_chance", "issue_rank"} <= set(table)
     assert table.wrong_chance[table.issue_rank.notna()].gt(0.5).all()
     assert set(table.split) == {"train", "val", "test"}
-    found = {frozenset(path.split("/", 1)[-1] for path in pair) for pair in pairs[["first", "second"]].to_numpy()}
-    assert frozenset({"00.png", "copy.png"}) in found
+    near_pairs = {frozenset(path.split("/", 1)[-1] for path in pair) for pair in pairs[["first", "second"]].to_numpy()}
+    assert frozenset({"00.png", "copy.png"}) in near_pairs
     assert json.loads((reviewed / "summary.json").read_text())["duplicates_across_classes"] >= 1
     page = (reviewed / "report.html").read_text()
     assert 'id="relabel"' in page

@@ -61,12 +61,12 @@ def test_a_search_draws_its_points_and_names_the_best(tmp_path: Path) -> None:
     space = {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "loss.hardness": [0.0, 1.0]}
     file = study_file(tmp_path, search=space, trials=3, seeds=[0], metric="val_accuracy")
     assert run_cli("study", file, "--out", tmp_path / "s") == 0
-    found = summary(tmp_path / "s")
-    points = [trial["values"] for trial in found["trials"]]
+    result = summary(tmp_path / "s")
+    points = [trial["values"] for trial in result["trials"]]
     assert len({point["train.lr"] for point in points}) == 3
     assert all(1e-4 <= point["train.lr"] <= 1e-2 and point["loss.hardness"] in (0.0, 1.0) for point in points)
-    scores = {trial["label"]: trial["runs"][0]["val_accuracy"] for trial in found["trials"]}
-    assert found["best"]["val_accuracy"] == max(scores.values()) == scores[found["best"]["label"]]
+    scores = {trial["label"]: trial["runs"][0]["val_accuracy"] for trial in result["trials"]}
+    assert result["best"]["val_accuracy"] == max(scores.values()) == scores[result["best"]["label"]]
 
 
 def test_a_failed_trial_is_reported_the_rest_finished_and_it_runs_again_on_request(tmp_path: Path, capsys) -> None:
@@ -75,8 +75,8 @@ def test_a_failed_trial_is_reported_the_rest_finished_and_it_runs_again_on_reque
     assert run_cli("study", file, "--out", tmp_path / "s") == 1
     said = capsys.readouterr().out
     assert "bad, seed 0 failed: batch size 101" in said
-    found = summary(tmp_path / "s")
-    assert (found["trials_done"], found["trials_failed"]) == (2, 2)
+    result = summary(tmp_path / "s")
+    assert (result["trials_done"], result["trials_failed"]) == (2, 2)
     assert run_cli("study", file, "--out", tmp_path / "s") == 1
     assert "failed: batch size 101" not in capsys.readouterr().out.partition("failed\n")[0]  # not tried unasked
     assert run_cli("study", file, "--out", tmp_path / "s", "--retry-failed") == 1
@@ -201,9 +201,9 @@ def test_two_workers_one_killed_run_every_trial_and_none_twice(
     workers[0].process.wait()
     assert workers[1].finish() == 0, workers[1].said()
     assert "died; it is queued again" in workers[1].said()
-    found = summary(tmp_path / "s")
-    assert found["trials_done"] == 6
-    assert all(len(trial["runs"]) == 1 for trial in found["trials"])
+    result = summary(tmp_path / "s")
+    assert result["trials_done"] == 6
+    assert all(len(trial["runs"]) == 1 for trial in result["trials"])
     finished = [line for worker in workers for line in worker.said().splitlines() if "val top-1 accuracy" in line]
     named = [line.split(" ", 1)[1].split(":")[0] for line in finished]
     assert sorted(named) == sorted(set(named))

@@ -148,14 +148,14 @@ def test_one_seed_draws_the_points_and_all_are_kept_where_they_are_few() -> None
 
 def test_figures_of_a_sample_say_so_and_the_table_has_everything(run: Path, tmp_path: Path) -> None:
     options = EmbedOptions(points=120, perplexity=10)
-    found = embed([run], overrides={}, options=options, out=tmp_path / "out", terminal=Terminal(quiet=True))
-    assert found is not None
-    assert found.summary["n"] == 120
-    assert found.summary["n_images"] == len(pd.read_parquet(tmp_path / "out" / "embeddings.parquet")) == 359
-    assert "metrics and pictures of 120 of 359 images" in found.summary["split_notes"][-1]
-    assert found.summary["images_left_out"] == 0
+    embedded = embed([run], overrides={}, options=options, out=tmp_path / "out", terminal=Terminal(quiet=True))
+    assert embedded is not None
+    assert embedded.summary["n"] == 120
+    assert embedded.summary["n_images"] == len(pd.read_parquet(tmp_path / "out" / "embeddings.parquet")) == 359
+    assert "metrics and pictures of 120 of 359 images" in embedded.summary["split_notes"][-1]
+    assert embedded.summary["images_left_out"] == 0
     points = pd.read_csv(tmp_path / "out" / "points.csv")
-    assert points.id.tolist() == list(found.images.ids)
+    assert points.id.tolist() == list(embedded.images.ids)
 
 
 def test_checkpoints_are_named_by_what_sets_them_apart(loaded: Loaded, tmp_path: Path) -> None:

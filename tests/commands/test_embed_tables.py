@@ -24,7 +24,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_its_own_table_gives_the_figures_of_the_checkpoint(embedded: Path, tmp_path: Path) -> None:
     assert run_cli("embed", embedded / "embeddings.parquet", "--out", tmp_path / "e") == 0
     before, after = (json.loads((folder / "summary.json").read_text()) for folder in (embedded, tmp_path / "e"))
-    first, second = (found["checkpoints"][0]["figures"] for found in (before, after))
+    first, second = (read_back["checkpoints"][0]["figures"] for read_back in (before, after))
     assert first.keys() == second.keys()
     for name, figure in first.items():
         assert second[name]["value"] == pytest.approx(figure["value"], rel=1e-5, abs=1e-6), name
@@ -52,11 +52,11 @@ def small(n: int = 12) -> pd.DataFrame:
 
 def test_any_table_of_that_form_is_read(tmp_path: Path) -> None:
     small().to_parquet(tmp_path / "t.parquet")
-    found = read_embeddings(tmp_path / "t.parquet")
-    assert found.vectors.shape == (12, 5)
-    assert found.images.class_names == ("cat", "dog", "owl")
-    assert found.images.read(0).shape[0] == 3
-    assert np.array_equal(found.prediction, found.images.labels)
+    read_back = read_embeddings(tmp_path / "t.parquet")
+    assert read_back.vectors.shape == (12, 5)
+    assert read_back.images.class_names == ("cat", "dog", "owl")
+    assert read_back.images.read(0).shape[0] == 3
+    assert np.array_equal(read_back.prediction, read_back.images.labels)
 
 
 def _with(column: str, row: int, value: object) -> pd.DataFrame:

@@ -139,8 +139,8 @@ def test_the_onnx_export_gives_onnxruntime_the_same_logits_at_any_batch_size(tmp
     assert summary["max_abs_difference"] < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     images = torch.randn(5, 3, 64, 64)
-    found = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-    assert torch.allclose(found, load_checkpoint(path).model(images).logits, atol=1e-4)
+    from_onnx = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    assert torch.allclose(from_onnx, load_checkpoint(path).model(images).logits, atol=1e-4)
     described = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     spec = load_checkpoint(path).input
     assert described == {

@@ -93,9 +93,9 @@ def test_random_copies_differ_from_each_other_and_repeat_by_their_seed(base: Pat
 def test_the_mean_of_the_base_classes_is_there_for_the_classifier_that_wants_it(base: Path) -> None:
     loaded, splits = load_checkpoint(base), load_fewshot_splits(tiny_recipe(**FEW).data)
     assert entrant(loaded, splits, tiny_recipe(**FEW, fewshot__classifier=["centroid"]), QUIET).base_mean is None
-    found = entrant(loaded, splits, tiny_recipe(**FEW, fewshot__classifier=["simpleshot"]), QUIET).base_mean
-    assert found is not None
-    assert torch.equal(found, embeddings(loaded, splits.base_val, tiny_recipe(**FEW), QUIET).mean(0))
+    computed = entrant(loaded, splits, tiny_recipe(**FEW, fewshot__classifier=["simpleshot"]), QUIET).base_mean
+    assert computed is not None
+    assert torch.equal(computed, embeddings(loaded, splits.base_val, tiny_recipe(**FEW), QUIET).mean(0))
 
 
 def test_no_epochs_leave_the_weights_as_they_are(tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_no_epochs_leave_the_weights_as_they_are(tmp_path: Path) -> None:
     assert (summary["best_epoch"], summary["views_forwarded"]) == (0, 0)
     seed_everything(recipe.seed)
     untouched = build_model(recipe.model, 10, recipe.data.image_size).state_dict()  # without training: every class
-    found = load_checkpoint(tmp_path / "before").model.state_dict()
-    assert all(torch.equal(found[name], untouched[name]) for name in untouched)
+    computed = load_checkpoint(tmp_path / "before").model.state_dict()
+    assert all(torch.equal(computed[name], untouched[name]) for name in untouched)
 
 
 def test_a_checkpoint_that_has_seen_the_test_classes_is_refused_or_marked(base: Path) -> None:

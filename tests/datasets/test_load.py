@@ -404,8 +404,8 @@ def test_the_real_few_shot_sets_of_cifar(
 ) -> None:
     splits = load_fewshot_splits(recipe(name, cifar_root))
     assert splits.novel_val is not None
-    found = tuple(len(part.class_names) for part in (splits.base, splits.novel_val, splits.novel))
-    assert found == counts
+    listed = tuple(len(part.class_names) for part in (splits.base, splits.novel_val, splits.novel))
+    assert listed == counts
     assert set(np.bincount(splits.novel.labels)) == {600}
     assert len(splits.base) + len(splits.base_val) == counts[0] * 600
     pools = [set(part.class_names) for part in (splits.base, splits.novel_val, splits.novel)]
@@ -453,8 +453,8 @@ def small_mini(root: Path) -> None:
 def test_ravis_names_are_positions_in_the_order_of_the_files_numbers(tmp_path: Path) -> None:
     small_mini(tmp_path)
     splits = load_fewshot_splits(recipe("miniimagenet", tmp_path))
-    found = sorted(name for name in splits.novel.ids if name.startswith("n01930112"))
-    assert found == ["n01930112/n01930112_2.JPEG", "n01930112/n01930112_35.JPEG", "n01930112/n01930112_5.JPEG"]
+    listed = sorted(name for name in splits.novel.ids if name.startswith("n01930112"))
+    assert listed == ["n01930112/n01930112_2.JPEG", "n01930112/n01930112_35.JPEG", "n01930112/n01930112_5.JPEG"]
     assert splits.novel.class_names == tuple(MINI["test"])
     assert any("differs from Ravi and Larochelle's" in note for note in splits.notes)
 

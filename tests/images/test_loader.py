@@ -47,11 +47,11 @@ def batches(
     return list(train_loader(images, sampler, transform, views=2, workers=workers, pin_memory=False))
 
 
-def by_index(found: list, first: int = 0) -> dict[tuple[int, int], torch.Tensor]:
+def by_index(loaded_views: list, first: int = 0) -> dict[tuple[int, int], torch.Tensor]:
     """{(epoch, index): views} of batches of which three make an epoch."""
     return {
         ((first + step) // 3, int(index)): views
-        for step, (pixels, _, indices) in enumerate(found)
+        for step, (pixels, _, indices) in enumerate(loaded_views)
         for views, index in zip(pixels, indices, strict=True)
     }
 
@@ -90,8 +90,8 @@ def test_processes_share_the_batch_and_its_pixels() -> None:
 
 
 def test_an_image_looks_different_in_every_epoch_and_view() -> None:
-    found = by_index(batches(image_set()))
-    views = torch.cat([found[epoch, 5] for epoch in (0, 1)])
+    loaded_views = by_index(batches(image_set()))
+    views = torch.cat([loaded_views[epoch, 5] for epoch in (0, 1)])
     assert len({bytes(view.numpy().tobytes()) for view in views}) == 4
 
 
@@ -226,9 +226,9 @@ def test_evaluation_views_are_the_same_one_by_one_and_in_batches(even: bool) -> 
     transform = eval_transform(SPEC)
     single = [transform(images.read(i)) for i in range(len(images))]
     for workers in (0, 2):
-        found = list(eval_loader(images, transform, batch_size=7, workers=workers))
-        assert torch.cat([pixels for pixels, _, _ in found]).equal(torch.stack(single))
-        assert torch.cat([indices for _, _, indices in found]).tolist() == list(range(len(images)))
+        loaded_views = list(eval_loader(images, transform, batch_size=7, workers=workers))
+        assert torch.cat([pixels for pixels, _, _ in loaded_views]).equal(torch.stack(single))
+        assert torch.cat([indices for _, _, indices in loaded_views]).tolist() == list(range(len(images)))
     assert EvalViews(images, transform)[3][0].equal(single[3])
 
 

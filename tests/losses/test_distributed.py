@@ -46,17 +46,17 @@ def step(criterion: nn.Module, features: Tensor, labels: Tensor, world: int) -> 
 def shares(parts: tuple[int, ...], rank: int, backend: str) -> dict[str, dict[str, Tensor]]:
     """What `rank` finds with its share of each batch, for each objective without and with a memory."""
     own = slice(sum(parts[:rank]), sum(parts[: rank + 1]))
-    found = {}
+    outcomes = {}
     for name, build in OBJECTIVES.items():
         features, labels = data(1)
-        found[name] = step(build(backend=backend), features[own], labels[own], len(parts))
+        outcomes[name] = step(build(backend=backend), features[own], labels[own], len(parts))
         memory = CrossBatchMemory(size=30, dim=PROJECTED)
         criterion = build(backend=backend, memory=memory)
         for seed in (1, 2, 3):
             features, labels = data(seed)
             result = step(criterion, features[own], labels[own], len(parts))
-        found[f"{name}, memory"] = result | {"rows": memory.rows()[0], "labels": memory.rows()[1]}
-    return found
+        outcomes[f"{name}, memory"] = result | {"rows": memory.rows()[0], "labels": memory.rows()[1]}
+    return outcomes
 
 
 def local_pool(rank: int) -> dict[str, Tensor]:
@@ -71,22 +71,22 @@ def local_pool(rank: int) -> dict[str, Tensor]:
 def worker(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    found = {(*parts, backend): shares(parts, rank, backend) for parts in PARTS[world] for backend in BACKENDS}
+    outcomes = {(*parts, backend): shares(parts, rank, backend) for parts in PARTS[world] for backend in BACKENDS}
     if world == 2:
-        found["local"] = local_pool(rank)
-    torch.save(found, f"{folder}/{rank}.pt")
+        outcomes["local"] = local_pool(rank)
+    torch.save(outcomes, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     """Findings of every rank, by number of processes: processes start once for all tests."""
-    found = {}
+    outcomes = {}
     for world in PARTS:
         folder = tmp_path_factory.mktemp(f"world{world}")
         mp.spawn(worker, (world, str(folder)), nprocs=world)
-        found[world] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
-    return found
+        outcomes[world] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    return outcomes
 
 
 def alone(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -103,12 +103,12 @@ def alone(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("parts", [parts for world in PARTS.values() for parts in world])
 def test_many_processes_with_parts_equal_one_with_the_whole_batch(ranks, parts, backend):
-    found = [rank[(*parts, backend)] for rank in ranks[len(parts)]]
+    outcomes = [rank[(*parts, backend)] for rank in ranks[len(parts)]]
     for name in OBJECTIVES:
         for key, expected in zip((name, f"{name}, memory"), alone(name), strict=True):
-            inputs = torch.cat([one[key]["input"] for one in found])
+            inputs = torch.cat([one[key]["input"] for one in outcomes])
             torch.testing.assert_close(inputs, expected.pop("input"), rtol=1e-6, atol=1e-9)
-            for one in found:
+            for one in outcomes:
                 for what, value in expected.items():
                     torch.testing.assert_close(one[key][what], value, rtol=1e-6, atol=1e-9, msg=f"{key}: {what}")
 

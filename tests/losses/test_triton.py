@@ -34,15 +34,15 @@ def deviations(case: str, device: str, allow_tf32: bool = False) -> dict[str, fl
     projection, labels = batch(n, d, 5, dtype=torch.float32)
     labels = labels * 0 if case == "one class" else labels
     kind = SupConLoss if case == "supcon" else SchaneLoss
-    found = []
+    outcomes = []
     for dtype, backend in ((torch.float64, "dense"), (torch.float32, "triton")):
         memory = None
         if case == "rows that are not anchors":
             memory = CrossBatchMemory(size=30, dim=d).to(device)
             memory.push(torch.nn.functional.normalize(projection[:25]).to(device), labels[:25].to(device))
         criterion = kind(**options, backend=backend, memory=memory, allow_tf32=allow_tf32)
-        found.append(value_and_gradient(criterion, projection.to(device, dtype), labels.to(device)))
-    (expected, slope), (value, gradient) = found
+        outcomes.append(value_and_gradient(criterion, projection.to(device, dtype), labels.to(device)))
+    (expected, slope), (value, gradient) = outcomes
     return {"value": relative(value, expected), "gradient": relative(gradient, slope)}
 
 
@@ -134,9 +134,9 @@ def test_triton_off_cuda_is_refused_by_name():
 class TestOnAGpu:
     @pytest.mark.parametrize("case", CASES)
     def test_kernels_give_what_the_dense_form_gives_in_float64(self, case):
-        found = deviations(case, "cuda")
-        assert found["value"] < 1e-5
-        assert found["gradient"] < 1e-4
+        outcomes = deviations(case, "cuda")
+        assert outcomes["value"] < 1e-5
+        assert outcomes["gradient"] < 1e-4
 
     @pytest.mark.parametrize(("n", "d"), [(4097, 128), (1000, 768), (257, 1024)])
     @pytest.mark.parametrize("temperature", [0.01, 0.5])

@@ -10,18 +10,18 @@ def test_class_similarity_is_the_mean_cosine_over_pairs_of_different_images() ->
     rng = np.random.default_rng(0)
     vectors, labels = rng.normal(size=(30, 6)).astype(np.float32), rng.integers(0, 4, 30)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    found = class_similarity(vectors, labels, 4)
+    measured = class_similarity(vectors, labels, 4)
     for a in range(4):
         for b in range(4):
             pairs = [(i, j) for i in range(30) for j in range(30) if i != j and labels[i] == a and labels[j] == b]
-            assert found[a, b] == pytest.approx(np.mean([unit[i] @ unit[j] for i, j in pairs]), abs=1e-6)
+            assert measured[a, b] == pytest.approx(np.mean([unit[i] @ unit[j] for i, j in pairs]), abs=1e-6)
 
 
 def test_a_class_of_one_image_or_none_has_no_similarity_where_it_has_no_pair() -> None:
-    found = class_similarity(np.eye(3, dtype=np.float32), np.array([0, 0, 1]), 3)
-    assert np.isnan(found[1, 1])
-    assert np.isnan(found[2]).all()
-    assert found[0, 1] == 0
+    measured = class_similarity(np.eye(3, dtype=np.float32), np.array([0, 0, 1]), 3)
+    assert np.isnan(measured[1, 1])
+    assert np.isnan(measured[2]).all()
+    assert measured[0, 1] == 0
 
 
 def test_like_classes_stand_together_in_the_order() -> None:
@@ -40,12 +40,12 @@ def test_two_classes_keep_their_order() -> None:
 def test_confused_pairs_count_neighbours_of_the_other_class() -> None:
     rng = np.random.default_rng(1)
     labels, neighbours = rng.integers(0, 3, 40), rng.integers(0, 40, (40, 5))
-    found = {(pair.first, pair.second): pair.share for pair in confused_pairs(labels, neighbours, 10)}
+    measured = {(pair.first, pair.second): pair.share for pair in confused_pairs(labels, neighbours, 10)}
     for a, b in [(0, 1), (0, 2), (1, 2)]:
         own = [i for i in range(40) if labels[i] in (a, b)]
         mixed = sum(labels[j] == (b if labels[i] == a else a) for i in own for j in neighbours[i])
-        assert found[a, b] == pytest.approx(mixed / (5 * len(own)))
-    assert list(found.values()) == sorted(found.values(), reverse=True)
+        assert measured[a, b] == pytest.approx(mixed / (5 * len(own)))
+    assert list(measured.values()) == sorted(measured.values(), reverse=True)
 
 
 def test_classes_that_share_no_neighbour_are_no_pair() -> None:

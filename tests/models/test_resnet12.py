@@ -73,8 +73,8 @@ def test_layer_decay_gives_each_block_its_own_rate_and_the_classifier_the_full_o
     scales = {
         id(p): group["lr_scale"] for group in param_groups_layer_decay(model, layer_decay=0.5) for p in group["params"]
     }
-    found = [scales[id(model.get_submodule(f"layer{i}").conv1.weight)] for i in range(1, 5)]
-    assert [*found, scales[id(model.fc.weight)]] == pytest.approx([1 / 16, 1 / 8, 1 / 4, 1 / 2, 1])
+    layer_scales = [scales[id(model.get_submodule(f"layer{i}").conv1.weight)] for i in range(1, 5)]
+    assert [*layer_scales, scales[id(model.fc.weight)]] == pytest.approx([1 / 16, 1 / 8, 1 / 4, 1 / 2, 1])
 
 
 def test_checkpointing_gives_the_same_gradient() -> None:

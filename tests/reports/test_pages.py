@@ -43,9 +43,9 @@ class _Text(HTMLParser):
 
 def links(page: Path) -> dict[str, str]:
     """Text of each link in the navigation and in tables -> the file it leads to, which must be there."""
-    found = re.findall(r'<a href="([^"]+)">([^<]+)</a>', page.read_text())
-    assert all((page.parent / href).is_file() for href, _ in found), found
-    return {name: str((page.parent / href).resolve()) for href, name in found}
+    anchors = re.findall(r'<a href="([^"]+)">([^<]+)</a>', page.read_text())
+    assert all((page.parent / href).is_file() for href, _ in anchors), anchors
+    return {name: str((page.parent / href).resolve()) for href, name in anchors}
 
 
 @pytest.fixture(scope="module")

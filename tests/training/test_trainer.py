@@ -192,11 +192,11 @@ def test_gradient_caching_gives_the_gradient_of_the_whole_batch(tmp_path: Path, 
     trainer = Trainer(_job(tmp_path / "run", recipe))
     views, labels, indices = next(iter(trainer._loader()))
     whole, expected = _gradients(trainer, None, views, labels, indices)
-    cached, found = _gradients(trainer, chunk, views, labels, indices)
+    cached, chunked = _gradients(trainer, chunk, views, labels, indices)
     assert cached.total == pytest.approx(whole.total.item(), rel=1e-5)
-    assert found.keys() == expected.keys()
+    assert chunked.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert torch.allclose(found[name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item() + 1e-9), name
+        assert torch.allclose(chunked[name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item() + 1e-9), name
 
 
 def test_gradient_caching_repeats_each_chunks_random_numbers(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_the_sampler_starts_anywhere_with_the_batches_it_would_have_given() -> N
 
 
 @pytest.mark.parametrize(("fits", "found"), [(12, 12), (7, 6), (1, 1), (0, None)])
-def test_the_largest_chunk_is_found_by_halving(fits: int, found: int | None) -> None:
+def test_the_largest_chunk_is_found_by_halving(fits: int, chunked: int | None) -> None:
     tried = []
 
     def attempt(chunk: int) -> None:
@@ -392,7 +392,7 @@ def test_the_largest_chunk_is_found_by_halving(fits: int, found: int | None) -> 
         if chunk > fits:
             raise torch.OutOfMemoryError
 
-    assert largest_fitting(attempt, 25) == found
+    assert largest_fitting(attempt, 25) == chunked
     assert tried[0] == 12
 
 
