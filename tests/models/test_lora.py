@@ -108,7 +108,7 @@ def test_what_is_exported_has_the_logits_of_what_was_trained(run: Path, tmp_path
 
 def test_the_recorded_val_figures_are_those_of_the_merged_weights_to_the_bit(run: Path) -> None:
     loaded = load_checkpoint(run)
-    images, _ = select_images(loaded, loaded.recipe.data, "val")
+    images, *_ = select_images(loaded, loaded.recipe.data, "val")
     scores = score(loaded, images, device=torch.device("cpu"), terminal=Terminal(quiet=True))
     recorded = loaded.progress["val_accuracy"], loaded.progress["val_nll"]
     assert (scores.top1.value, scores.calibration.nll.value) == recorded
