@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def _line(run: RunFolder, parent: Path) -> dict[str, Any]:
     return {"arm": run.path.relative_to(parent).parts[0], "recipe": recipe, "summary": summary}
 
 
+@cache
 def read_runs(study: str) -> list[Run]:
     """The runs that are kept of a study; none where it has not been run."""
     path = EVIDENCE / "runs" / f"{study}.jsonl"

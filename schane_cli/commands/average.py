@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from schane_cli.commands.calibration import calibrate_on, keep
 from schane_cli.commands.evaluate import score, write_results
@@ -22,6 +21,7 @@ from schane_cli.commands.robustness import outputs
 from schane_cli.datasets.load import Splits, load_splits
 from schane_cli.errors import BadRequest
 from schane_cli.images.identity import class_changes, image_changes, record
+from schane_cli.metrics.classification import accuracy_and_nll
 from schane_cli.models.checkpoint import Loaded, load_checkpoint, pack
 from schane_cli.models.files import save_whole
 from schane_cli.models.model import architecture
@@ -30,34 +30,36 @@ from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label, r
 from schane_cli.terminal import Terminal
 from schane_cli.training import batchnorm
 
-Soup = Literal["best", "greedy", "uniform"]
 Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Ingredient:
-    """One checkpoint: where it lies, its weights on the CPU, and its score on val."""
+class Scored:
+    """Weights on the CPU, and their score on val."""
 
-    path: Path
-    weights: Weights
-    accuracy: float
-    nll: float
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """The ingredients of one soup (by place in the list), its weights, and its score on val."""
-
-    kind: str
-    members: tuple[int, ...]
     weights: Weights
     accuracy: float
     nll: float
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What it is chosen by: accuracy on val, then lower NLL."""
+        """What they are chosen by: accuracy on val, then lower NLL."""
         return self.accuracy, -self.nll
+
+
+@dataclass(frozen=True)
+class Ingredient(Scored):
+    """One checkpoint, and where it lies."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Mixture(Scored):
+    """One soup, and its ingredients by place in the list."""
+
+    kind: str
+    members: tuple[int, ...]
 
 
 def average(
@@ -87,7 +89,7 @@ def average(
     kitchen = Kitchen(loaded[0], splits, device, terminal)
     ingredients = [kitchen.ingredient(one) for one in loaded]
     chosen = kitchen.best_of(soup, ingredients)
-    best = max(range(len(loaded)), key=lambda number: (ingredients[number].accuracy, -ingredients[number].nll))
+    best = max(range(len(loaded)), key=lambda number: ingredients[number].rank)
     recipe = loaded[best].recipe.with_values({**overrides, "model.lora_rank": 0})  # adapters are merged by now
     run = RunFolder(out or new_run_path("average", recipe_label(recipe)))
     require_space(run.path, sum(tensor.nbytes for tensor in chosen.weights.values()))
@@ -191,28 +193,27 @@ class Kitchen:
         """A checkpoint and its score on val."""
         weights = {key: tensor.detach().clone() for key, tensor in loaded.model.state_dict().items()}
         accuracy, nll = self.scored(weights, f"val of {_name(loaded.path)}")
-        return Ingredient(loaded.path, weights, accuracy, nll)
+        return Ingredient(weights, accuracy, nll, loaded.path)
 
     def scored(self, weights: Weights, action: str) -> tuple[float, float]:
         """Accuracy and NLL on val."""
         self.first.model.load_state_dict(weights)
         with self.terminal.task(action, len(self.splits.val), "img") as task:
             scored_images = outputs(self.first, self.splits.val, device=self.device, task=task)
-        accuracy = (scored_images.logits.argmax(1) == scored_images.labels).double().mean().item()
-        return accuracy, F.cross_entropy(scored_images.logits.double(), scored_images.labels).item()
+        return accuracy_and_nll(scored_images.logits, scored_images.labels)
 
     def mixture(self, kind: str, ingredients: Sequence[Ingredient], members: Sequence[int]) -> Mixture:
         """The mean of some ingredients, its BatchNorm statistics computed again where training moved them."""
         if len(members) == 1:
             only = ingredients[members[0]]
-            return Mixture(kind, tuple(members), only.weights, only.accuracy, only.nll)
+            return Mixture(only.weights, only.accuracy, only.nll, kind, tuple(members))
         weights = mean_weights([ingredients[number].weights for number in members])
         if self.re_estimates:
             self.first.model.load_state_dict(weights)
             batchnorm.re_estimate(self.first.model, self.splits.train, self.first.recipe, self.first.input, self.device)
             weights = {key: tensor.detach().cpu().clone() for key, tensor in self.first.model.state_dict().items()}
         accuracy, nll = self.scored(weights, f"val of the mean of {len(members)}")
-        return Mixture(kind, tuple(members), weights, accuracy, nll)
+        return Mixture(weights, accuracy, nll, kind, tuple(members))
 
     def best_of(self, soup: str, ingredients: Sequence[Ingredient]) -> Mixture:
         """The soup asked for; of `best` the one that is better on val."""
@@ -225,7 +226,7 @@ class Kitchen:
 
     def greedy(self, ingredients: Sequence[Ingredient]) -> Mixture:
         """Algorithm 1 of the paper: from the best on val, each is kept that does not lower the accuracy on val."""
-        order = sorted(range(len(ingredients)), key=lambda i: (-ingredients[i].accuracy, ingredients[i].nll))
+        order = sorted(range(len(ingredients)), key=lambda i: ingredients[i].rank, reverse=True)
         soup = self.mixture("greedy", ingredients, order[:1])
         for number in order[1:]:
             with_it = self.mixture("greedy", ingredients, [*soup.members, number])

@@ -1,5 +1,6 @@
 """The results of a finished run, given to the trackers of its training."""
 
+import math
 from pathlib import Path
 
 from schane_cli.commands.compare import make_run
@@ -15,13 +16,13 @@ def share_results(path: Path, terminal: Terminal) -> None:
     A tracker that has gone by now is only reported: the run is complete without it.
     """
     for run in RunFolder.below(path):
-        if not run.finished or "runs" in run.read_summary() or not run.page.is_file():
+        if not run.read_recipe().train.trackers or not run.finished or not run.page.is_file():
             continue
-        figures = {
-            name: value
-            for name, value in make_run(str(run.path), run.read_settings(), run.read_summary()).values.items()
-            if value == value  # trackers take no NaN
-        }
+        summary = run.read_summary()
+        if "runs" in summary:
+            continue
+        values = make_run(str(run.path), run.read_settings(), summary).values
+        figures = {name: value for name, value in values.items() if not math.isnan(value)}  # trackers take no NaN
         try:
             send_results(run.path, figures)
         except SchaneError as error:

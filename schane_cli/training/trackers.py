@@ -46,8 +46,6 @@ def send_results(folder: Path, figures: Mapping[str, float]) -> None:
     """
     run = RunFolder(folder)
     recipe = run.read_recipe()
-    if not recipe.train.trackers:
-        return
     named = {name.replace("_", "/", 1) if name.startswith("test_") else name: value for name, value in figures.items()}
     with closing(Trackers(recipe.train.trackers, folder, recipe)) as trackers:
         try:

@@ -4,6 +4,7 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,15 @@ def _stopped_and_resumed(out: Path, tracker: str) -> dict[str, list[int]]:
     return steps
 
 
+@pytest.fixture
+def mlflow_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What makes a client of an MLflow store below `tmp_path`, which runs of the test write to."""
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    return tracking.MlflowClient
+
+
 def test_tensorboard_holds_each_step_of_metrics_once_after_a_resume(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     steps = _stopped_and_resumed(tmp_path / "run", "tensorboard")
@@ -63,12 +73,9 @@ def test_tensorboard_holds_each_step_of_metrics_once_after_a_resume(tmp_path: Pa
     assert [point.value for point in events.Scalars("train/loss")] == pytest.approx(logged, rel=1e-6)
 
 
-def test_mlflow_holds_each_step_of_metrics_once_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracking = pytest.importorskip("mlflow.tracking")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+def test_mlflow_holds_each_step_of_metrics_once_after_a_resume(tmp_path: Path, mlflow_client: Any) -> None:
     steps = _stopped_and_resumed(tmp_path / "run", "mlflow")
-    client = tracking.MlflowClient()
+    client = mlflow_client()
     (run,) = client.search_runs([client.get_experiment_by_name("schane").experiment_id])
     assert run.data.params["loss.temperature"] == "0.5"
     assert run.info.status == "FINISHED"
@@ -116,12 +123,9 @@ def test_tensorboard_shows_the_test_figures_the_hyper_parameters_and_the_picture
     assert b"loss.temperature" in start
 
 
-def test_mlflow_shows_the_test_figures_and_keeps_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracking = pytest.importorskip("mlflow.tracking")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+def test_mlflow_shows_the_test_figures_and_keeps_the_page(tmp_path: Path, mlflow_client: Any) -> None:
     summary = _finetuned(tmp_path / "run", "mlflow")
-    client = tracking.MlflowClient()
+    client = mlflow_client()
     (run,) = client.search_runs([client.get_experiment_by_name("schane").experiment_id])
     assert run.data.metrics["test/accuracy"] == summary["test_accuracy"]
     assert run.info.status == "FINISHED"
