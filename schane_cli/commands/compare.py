@@ -200,9 +200,8 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
             unfinished.append(str(folder))
             continue
         summary = RunFolder(folder).read_summary()
-        if (
-            "runs" not in summary and summary.get("command") != "embed"
-        ):  # the parent of several seeds is not a run either
+        # neither an embedding nor the parent of several seeds is a run to compare
+        if "runs" not in summary and summary.get("command") != "embed":
             runs.append(_read_run(folder, summary))
     notes = [f"{len(unfinished)} unfinished left out: {', '.join(unfinished[:3])}"] if unfinished else []
     return runs, notes
