@@ -7,10 +7,13 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from hatchling import build
+from packaging.specifiers import SpecifierSet
 
 from schane_cli.recipe import recipe_names
 
@@ -76,3 +79,16 @@ def test_every_third_party_import_is_declared() -> None:
                 imported.add(node.module.partition(".")[0])
     undeclared = {name for name in imported - sys.stdlib_module_names - {"schane_cli"} if name not in declared}
     assert {name for name in undeclared if name.lower() not in declared} == set()
+
+
+def test_every_pinned_package_takes_the_lowest_python() -> None:
+    """The one that the README promises, whichever runs this test: Debian 12's own is 3.11.2."""
+    lowest = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    pins = [line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    refused = []
+    for name in pins:
+        with suppress(metadata.PackageNotFoundError):  # of another platform
+            needed = metadata.metadata(name).get("Requires-Python") or ""
+            if f"{lowest}.0" not in SpecifierSet(needed):
+                refused.append(f"{name} needs Python {needed}")
+    assert not refused
