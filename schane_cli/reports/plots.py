@@ -125,8 +125,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
         figure = Figure(figsize=(side + 1, side), layout="constrained")
         axes = figure.subplots()
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        paper, ink = mpl.rcParams["axes.facecolor"], mpl.rcParams["text.color"]
-        colors = mpl.colors.LinearSegmentedColormap.from_list("share", [paper, BLUE])
+        colors = mpl.colors.LinearSegmentedColormap.from_list("share", ["white", BLUE])
         image = axes.imshow(PLAIN_SHARE.scale * shares, cmap=colors, vmin=0, vmax=PLAIN_SHARE.scale)
         figure.colorbar(image, ax=axes, label=f"{PLAIN_SHARE.unit} of the label's images", shrink=0.8)
         axes.set(title=f"confusion, n = {counts.sum():,} images", xlabel="prediction", ylabel="label")
@@ -134,8 +133,8 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
             axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
             axes.set_yticks(range(len(names)), names)
             for row, column in np.argwhere(counts > 0):
-                shade = "white" if shares[row, column] > 0.5 else ink
-                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=shade, fontsize=7)
+                # black reads well on the blue too, and light when the picture is turned over for dark screens
+                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color="black", fontsize=7)
     return figure
 
 
