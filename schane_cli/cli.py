@@ -707,7 +707,15 @@ def study(
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
-    summary = run_study(file, out=out, storage=storage, machine=machine, retry_failed=retry_failed, terminal=terminal)
+    summary = run_study(
+        file,
+        out=out,
+        storage=storage,
+        machine=machine,
+        retry_failed=retry_failed,
+        writes_summary=process_number() == 0,
+        terminal=terminal,
+    )
     first_process_only()  # of several workers of one launch the first reports
     study_report(Path(summary["run"]), terminal)
     print_summary(summary, json)

@@ -32,10 +32,12 @@ def study(
     storage: str | None,
     machine: Mapping[str, Any],
     retry_failed: bool,
+    writes_summary: bool,
     terminal: Terminal,
 ) -> dict[str, Any]:
     """Work on a study until no trial is left; returns the content of its summary.json.
 
+    Of several workers of one launch only one `writes_summary`: a second would write over what the report adds to it.
     `storage` is an Optuna URL; None means a SQLite file in the study's folder. `machine` holds recipe values of
     this computer (data.root, model.weights, device), which are not part of the study.
 
@@ -67,7 +69,10 @@ def study(
         f"trials    {sum(counts.values())}: {', '.join(f'{n} {state}' for state, n in sorted(counts.items()))}"
     )
     Worker(file, queue, folder, machine, f"study {path} --out {folder}", terminal).work()
-    return summarise(file, queue, folder)
+    summary = summarise(file, queue, folder)
+    if writes_summary:
+        RunFolder(folder).finish(summary)
+    return summary
 
 
 def check_trials(file: StudyFile, machine: Mapping[str, Any]) -> None:
@@ -183,7 +188,7 @@ def _figure(summary: Mapping[str, Any], name: str) -> float:
 
 
 def summarise(file: StudyFile, queue: Any, folder: Path) -> dict[str, Any]:
-    """Write summary.json of a study: every trial with its state, the best of a search, the failed with their reason."""
+    """The content of a study's summary.json: every trial with its state, the best of a search, the failed with their reason."""
     plan = settings(file)
     trials = [
         {
@@ -207,5 +212,4 @@ def summarise(file: StudyFile, queue: Any, folder: Path) -> dict[str, Any]:
     if file.search and counts["done"]:
         best = queue.study.best_trial
         summary["best"] = {"label": plan[best.user_attrs["index"]].label, file.objective: best.value, **best.params}
-    RunFolder(folder).finish(summary)
     return plain(summary)

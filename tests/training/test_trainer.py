@@ -383,7 +383,7 @@ def test_the_sampler_starts_anywhere_with_the_batches_it_would_have_given() -> N
         assert list(StepSampler(labels, start_step=7, **settings)) == whole[7:]
 
 
-@pytest.mark.parametrize(("fits", "found"), [(12, 12), (7, 6), (1, 1), (0, None)])
+@pytest.mark.parametrize(("fits", "chunked"), [(12, 12), (7, 6), (1, 1), (0, None)])
 def test_the_largest_chunk_is_found_by_halving(fits: int, chunked: int | None) -> None:
     tried = []
 
