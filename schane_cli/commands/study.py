@@ -188,7 +188,7 @@ def _figure(summary: Mapping[str, Any], name: str) -> float:
 
 
 def summarise(file: StudyFile, queue: Any, folder: Path) -> dict[str, Any]:
-    """The content of a study's summary.json: every trial with its state, the best of a search, the failed with their reason."""
+    """The content of a study's summary.json: every trial with its state, the best of a search, why others failed."""
     plan = settings(file)
     trials = [
         {
