@@ -12,7 +12,6 @@ results/evidence/README.md, which was written before the runs.
 import argparse
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -66,7 +65,7 @@ def read_runs(study: str) -> list[Run]:
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting of the search: the loss, its own value (lambda, or label smoothing), the rate; on val."""
+    """A setting of the search: the loss, its own value (lambda, or label smoothing), the rate; on val, over seeds."""
 
     loss: str
     value: float
@@ -83,17 +82,20 @@ class Trial:
 def read_trials(name: str) -> list[Trial]:
     """Every trial of NAME-search and its widenings NAME-search-2 and so on."""
     files = sorted((EVIDENCE / "runs").glob(f"{name}-search*.jsonl"))
-    runs = [run for file in files for run in read_runs(file.stem)]
+    settings: dict[tuple[str, float, float], list[Run]] = {}
+    for run in (run for file in files for run in read_runs(file.stem)):
+        loss = run.recipe["loss.name"]
+        own = run.recipe["loss.label_smoothing" if loss == "ce" else "loss.contrastive_weight"]
+        settings.setdefault((loss, own, run.recipe["train.lr"]), []).append(run)
     return [
-        Trial(
-            run.recipe["loss.name"],
-            run.recipe["loss.label_smoothing" if run.recipe["loss.name"] == "ce" else "loss.contrastive_weight"],
-            run.recipe["train.lr"],
-            run.values["val_accuracy"],
-            run.values.get("val_nll", 0.0),
-        )
-        for run in runs
+        Trial(*setting, mean_value(runs, "val_accuracy"), mean_value(runs, "val_nll"))
+        for setting, runs in settings.items()
     ]
+
+
+def mean_value(runs: Sequence[Run], name: str) -> float:
+    """A metric's mean over runs; 0 where one of them does not have it."""
+    return float(np.mean([run.values.get(name, 0.0) for run in runs]))
 
 
 def best_trials(trials: Iterable[Trial]) -> dict[str, Trial]:
@@ -175,9 +177,8 @@ def paired(runs: Sequence[Run], losses: tuple[str, str], name: str) -> Paired | 
 
 
 def data_sets() -> list[str]:
-    """The data sets with final runs, as their study files' names say."""
-    names = [path.stem for path in sorted((EVIDENCE / "runs").glob("*.jsonl"))]
-    return [name for name in names if not re.search("-search|-supcon|-rates", name)]
+    """The planned data sets that have final runs."""
+    return [name for name in PLANNED if read_runs(name)]
 
 
 def all_runs(name: str) -> list[Run]:
@@ -298,7 +299,7 @@ def tables() -> None:
         text += ["## Both losses at each learning rate (a control that was not planned)", ""]
     for name in controlled:
         text += rates_table(name)
-    text += ["## Chosen on val", "", "Seed 100; the best trial of each loss is bold.", ""]
+    text += ["## Chosen on val", "", "Means over the seeds of the search; the best trial of each loss is bold.", ""]
     for name in names:
         text += search_table(name)
     (EVIDENCE / "tables.md").write_text("\n".join(text))
