@@ -31,12 +31,12 @@ VIEWS = ("light", "strong")
 KEPT_EPOCHS = 5
 HEAD = """# Light and strong views, single and averaged weights
 
-Made by `python benchmarks/strong_views.py table`; not edited by hand. MobileNetV2 0.35, photographs at 64 px, 10 epochs,
-two views per image for every arm, five seeds. The strong views are RandAugment (rand-m9-mstd0.5-inc1) and random
-erasing (0.25), as BEiT-3's fine-tuning has them; the light ones crop, flip, colour and grey. `averaged` is `schane
-average RUN` over the last five epochs of each run, chosen on val. Learning rates were searched on val, over two other
-seeds. Means with half of their 95 % intervals over seeds; the differences are paired by seed, and p is Holm's over all
-of them.
+Made by `python benchmarks/strong_views.py table`; not edited by hand. MobileNetV2 0.35, photographs at 64 px, 10
+epochs, two views per image for every arm, five seeds. The strong views are RandAugment (rand-m9-mstd0.5-inc1) and
+random erasing (0.25), as BEiT-3's fine-tuning has them; the light ones crop, flip, colour and grey. `averaged` is
+`schane average RUN` over the last five epochs of each run, chosen on val. Learning rates were searched on val,
+over two other seeds. Means with half of their 95 % intervals over seeds; the differences are paired by seed, and p
+is Holm's over all of them.
 """
 
 
