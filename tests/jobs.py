@@ -1,5 +1,6 @@
 """Small real training jobs that tests share."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,10 @@ def with_random_classifier(model: SchaneModel) -> SchaneModel:
     for parameter in model.backbone.get_classifier().parameters():
         nn.init.normal_(parameter)
     return model
+
+
+def free_port() -> str:
+    """A port on which processes of a run can meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])

@@ -349,7 +349,7 @@ def _fill(run: RunFolder, predictor: Predictor, images: ImageSet, options: Predi
     with stop.caught(), terminal.task("predicting", len(images), "img", done=done) as task, ExitStack() as stack:
         batches = stream(predictor, images, indices)
         stack.callback(batches.close)  # type: ignore[attr-defined]
-        for batch in batches if len(indices) else ():
+        for batch in stop.until_it_comes_here(batches if len(indices) else ()):
             waiting.append(named(batch, predictor.probabilities(batch), options))
             task.advance(len(waiting[-1]["index"]) * world_size())
             while own and sum(len(rows["index"]) for rows in waiting) >= (size := min(BLOCK, len(images) - own[0])):
@@ -357,7 +357,7 @@ def _fill(run: RunFolder, predictor: Predictor, images: ImageSet, options: Predi
                 block = {key: column[:size] for key, column in rows.items()}
                 write_part(part_path(run, own.pop(0)), as_table(block, images, predictor.class_names, options))
                 waiting = [{key: column[size:] for key, column in rows.items()}]
-            if stop.number:
-                raise Interrupted(stop.number, f"predict --resume {run.path}")
+        if stop.number:
+            raise Interrupted(stop.number, f"predict --resume {run.path}")
     if world_size() > 1:
         dist.barrier()

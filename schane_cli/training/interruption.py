@@ -1,7 +1,8 @@
 """SIGINT, SIGTERM and Slurm's SIGUSR1 end a run after the current step, saved; it prints how to resume.
 
-A signal that comes while the run waits for a batch ends the wait: between two steps there is nothing to finish. A
-second signal some seconds after the first ends the process at once.
+A signal that comes while the run waits for a batch ends the wait: between two steps there is nothing to finish. Under
+several processes all agree before each step, so that they save and stop at the same one. A second signal some seconds
+after the first ends the process at once.
 """
 
 import os
@@ -20,6 +21,7 @@ from schane_cli.errors import SchaneError
 
 Batch = TypeVar("Batch")
 _PATIENCE_SECONDS = 5.0
+_POLL_SECONDS = 0.0005
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -41,10 +43,11 @@ class _WaitEndedError(Exception):
 
 
 class StopSignal:
-    """Remembers a signal that came."""
+    """Remembers a signal: `number` is the one that came here, `agreed` the one that all processes stop for, or 0."""
 
     def __init__(self, device: torch.device) -> None:
-        self.number, self._device = 0, device
+        self.number = self.agreed = 0
+        self._device = device
         self._waiting, self._first_came = False, 0.0
 
     @contextmanager
@@ -63,7 +66,7 @@ class StopSignal:
             first, now = self.number == 0, time.monotonic()
             self.number = number
             self._first_came = now if first else self._first_came
-            if self._waiting and world_size() == 1:
+            if self._waiting:
                 self._waiting = False
                 raise _WaitEndedError
             if not first and now - self._first_came > _PATIENCE_SECONDS:
@@ -79,23 +82,41 @@ class StopSignal:
                 signal.signal(number, handler)
 
     def until_it_comes(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, up to the first that a signal comes while waiting for; several processes wait for theirs."""
+        """The batches, up to the first before which a signal comes, here or on another process; it is in `agreed`."""
         iterator = iter(batches)
+        while True:
+            batch = self._next(iterator)
+            self.agreed = self._highest()
+            if self.agreed or batch is None:
+                return
+            yield batch
+
+    def until_it_comes_here(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """As `until_it_comes`, where each process has batches of its own and stops by itself."""
+        iterator = iter(batches)
+        while (batch := self._next(iterator)) is not None:
+            yield batch
+
+    def _next(self, iterator: Iterator[Batch]) -> Batch | None:
+        """The next batch; None after the last one, and where a signal came before it did."""
         try:
-            while not (self.number and world_size() == 1):
-                self._waiting = True
-                batch = next(iterator)
-                self._waiting = False
-                yield batch
+            self._waiting = True
+            return None if self.number else next(iterator)
         except (StopIteration, _WaitEndedError):
-            return
+            return None
         finally:
             self._waiting = False
 
-    def came(self) -> bool:
-        """Whether any process has received a signal; all agree, so that they save and stop at the same step."""
-        if world_size() > 1:
-            highest = torch.tensor(self.number, device=self._device)
-            dist.all_reduce(highest, dist.ReduceOp.MAX)
-            self.number = int(highest)
-        return self.number > 0
+    def _highest(self) -> int:
+        """The highest signal number of all processes, once each has its batch or was told to stop.
+
+        A process waits here for one whose batch is late: not inside the collective, which no signal would interrupt.
+        """
+        if world_size() == 1:
+            return self.number
+        highest = torch.tensor(self.number, device=self._device)
+        work = dist.all_reduce(highest, dist.ReduceOp.MAX, async_op=True)
+        while not work.is_completed():
+            time.sleep(_POLL_SECONDS)
+        work.wait()
+        return int(highest)

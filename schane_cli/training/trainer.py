@@ -208,15 +208,13 @@ class Trainer:
                 epoch_ends = self.step % per_epoch == 0
                 if epoch_ends:
                     self._end_epoch(self.step // per_epoch)
-                if self._stop.came() or epoch_ends or self._save_is_due(last_save):
+                if epoch_ends or self._save_is_due(last_save):
                     self.save_last()
                     last_save = time.perf_counter()
-                if self._stop.number:
-                    raise Interrupted(self._stop.number, f"{self.job.command} --resume {self.job.run.path}")
                 started = time.perf_counter()
-            if self._stop.number and self.step < total:  # it came while waiting for a batch
+            if self._stop.agreed:
                 self.save_last()
-                raise Interrupted(self._stop.number, f"{self.job.command} --resume {self.job.run.path}")
+                raise Interrupted(self._stop.agreed, f"{self.job.command} --resume {self.job.run.path}")
         return self._outcome()
 
     def _progress(self, figures: dict[str, float]) -> hooks.Progress:

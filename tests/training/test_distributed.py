@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,7 +28,7 @@ from schane_cli.training import request
 from schane_cli.training.hooks import Progress, on_step
 from schane_cli.training.interruption import Interrupted
 from schane_cli.training.request import check_sharding
-from tests.jobs import tiny_recipe
+from tests.jobs import free_port, tiny_recipe
 
 # LayerNorm, since BatchNorm normalises each process's part by itself; 25 images do not part evenly; 20 steps.
 RECIPE = {"model__backbone": "test_vit", "train__epochs": 5, "train__lr": 1e-3}
@@ -75,7 +74,7 @@ def _run(folder: Path, world: int, overrides: dict) -> dict:
 
 def _start(folder: Path, world: int, work: Callable[..., None], *arguments: object) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "port").write_text(_free_port())
+    (folder / "port").write_text(free_port())
     multiprocessing.set_forkserver_preload(["tests.jobs"])
     torch.multiprocessing.start_processes(work, (world, folder, *arguments), nprocs=world, start_method="forkserver")
 
@@ -231,7 +230,7 @@ def test_what_does_not_go_with_a_split_model_is_refused(monkeypatch: pytest.Monk
 
 
 def _torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", _free_port()]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     recipe = ("data.workers=0", "data.train_per_class=10", "model.backbone=test_vit", "train.batch_size=25")
     sets = [part for value in recipe for part in ("--set", value)]
     run = ["-m", "schane_cli", "finetune", "--device", "cpu", "--epochs", "2000", *sets, *arguments]
@@ -242,12 +241,6 @@ def _torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, *run], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-
-
-def _free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def _process_of_rank(launcher: int, wanted: int) -> int:
