@@ -3,24 +3,30 @@
     python benchmarks/loader.py [--rounds 5] [--images 384] [--markdown results/benchmarks/loader.md]
     python benchmarks/loader.py --scan [--images 384]
     python benchmarks/loader.py --policies [--rounds 5] [--images 384]
+    python benchmarks/loader.py --before CHECKOUT [--rounds 5] [--images 384]
 
 Two sets: JPEG files of 500 x 375 pixels cut to 224 px, and 32 px images (in memory for schane, PNG files for the
 others). Peers: timm's create_loader (its uint8 batches, before normalisation) and torchvision's ImageFolder with v2
 transforms in a DataLoader. For two views a peer either passes over the set twice ("2 passes", all that its own
 options offer) or wraps its transform by hand to cut both from one decoded image ("wrapped"). Contenders run in turn,
 round by round, each with fresh workers, whose start counts; the table gives the median over rounds, and the median
-of the ratios within a round. `--scan` times what finds equal images in a set of files against decoding it, in turn.
-`--policies` takes one view with crop, flip and one policy: RandAugment (at a magnitude without spread: timm's own fails
-under Pillow 13 where the spread reaches 10), AugMix and 3-Augment against timm, TrivialAugmentWide against torchvision.
+of the ratios within a round. `--before` does the same with the schane of another checkout (`git worktree add`), each
+version in a process of its own that stays. `--scan` times what finds equal images in a set of files against decoding
+it, in turn. `--policies` takes one view with crop, flip and one policy: RandAugment (at a magnitude without spread:
+timm's own fails under Pillow 13 where the spread reaches 10), AugMix and 3-Augment against timm, TrivialAugmentWide
+against torchvision.
 """
 
 import argparse
 import gc
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -44,6 +50,39 @@ from schane_cli.recipe import AugmentRecipe, DataRecipe
 
 BATCH = 64
 AUGMENT = AugmentRecipe()
+VERSION = """
+import gc, os, sys, time
+from pathlib import Path
+import numpy as np, torch
+try:
+    from schane_cli.datasets.load import load_splits
+    from schane_cli.images.imageset import ImageSet
+    from schane_cli.images.loader import StepSampler, train_loader, train_transform
+except ImportError:
+    from schane_cli.augment import StepSampler, train_loader, train_transform
+    from schane_cli.data import ImageSet, load_splits
+from schane_cli.recipe import AugmentRecipe, DataRecipe
+torch.set_num_threads(1)
+jpeg, png = map(Path, sys.argv[1:])
+files = sorted(jpeg.rglob("*.jpg"))
+labels = np.array([int(file.parent.name) for file in files])
+ids = tuple(str(file.relative_to(jpeg)) for file in files)
+sets = {
+    224: ImageSet("jpeg", "train", files, labels, ("0", "1"), ids),
+    32: load_splits(DataRecipe(dataset=f"folder:{png}", val_fraction=0.01, test_fraction=0.01)).train,
+}
+for line in sys.stdin:
+    size, views, workers = map(int, line.split())
+    started, busy, count = time.perf_counter(), sum(os.times()[:4]), 0
+    sampler = StepSampler(sets[size].labels, batch_size=64, epochs=1, seed=0)
+    transform = train_transform(AugmentRecipe(), size)
+    loader = train_loader(sets[size], sampler, transform, views=views, workers=workers, pin_memory=False)
+    for pixels, _, _ in loader:
+        count += len(pixels) * views
+    del loader
+    gc.collect()
+    print(count / (time.perf_counter() - started), count / (sum(os.times()[:4]) - busy), flush=True)
+"""
 POLICIES = ("rand-m9-inc1", "augmix-m3", "3a", "ta_wide")
 
 
@@ -230,6 +269,43 @@ def scan(images: ImageSet, rounds: int) -> str:
     )
 
 
+@contextmanager
+def version(checkout: Path, jpeg: Path, png: Path) -> Iterator[Callable[[int, int, int], list[float]]]:
+    """The loader of a checkout in its own process: (size, views, workers) -> views per second, and per CPU second."""
+    environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
+    command = [sys.executable, "-c", VERSION, str(jpeg), str(png)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=jpeg
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asked, answers = process.stdin, process.stdout
+
+        def one_pass(size: int, views: int, workers: int) -> list[float]:
+            asked.write(f"{size} {views} {workers}\n")
+            asked.flush()
+            return [float(value) for value in answers.readline().split()]
+
+        yield one_pass
+        asked.close()
+
+
+def compare_versions(before: Path, jpeg: Path, png: Path, rounds: int) -> list[str]:
+    """Rows of the speed of this checkout and an earlier one, in turn, over all rounds but the first, which warms up."""
+    rows = []
+    with version(Path(__file__).parents[1], jpeg, png) as now, version(before, jpeg, png) as then:
+        for size, views, workers in ((s, v, w) for s in (224, 32) for v in (1, 2) for w in (0, 1)):
+            pairs = np.array([[one(size, views, workers) for one in (now, then)] for _ in range(rounds + 1)])[1:]
+            ratios = pairs[:, 0] / pairs[:, 1]
+            (wall, busy), (wall_then, busy_then) = np.median(pairs, axis=0)
+            said = [f"{np.median(ratio):.2f} ({ratio.min():.2f})" for ratio in ratios.T]
+            cells = ("JPEG files" if size == 224 else "in memory", size, views, workers, f"{wall:,.0f}",
+                     f"{wall_then:,.0f}", said[0], f"{busy:,.0f}", f"{busy_then:,.0f}", said[1])  # fmt: skip
+            rows.append(f"| {' | '.join(map(str, cells))} |")
+            print(rows[-1], flush=True)
+    return rows
+
+
 def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
@@ -266,6 +342,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=384, help="images of the 224 px set; the 32 px set has 8x")
     parser.add_argument("--scan", action="store_true", help="time the search for equal images alone")
     parser.add_argument("--policies", action="store_true", help="time the augmentation policies alone")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="compare with the loader of this checkout")
     parser.add_argument("--markdown", type=Path, help="write the table here too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -275,6 +352,9 @@ def main() -> None:
         jpeg, png = Path(place) / "jpeg", Path(place) / "png"
         write_images(jpeg, arguments.images, (500, 375), ".jpg")
         write_images(png, 8 * arguments.images, (32, 32), ".png")
+        if arguments.before:
+            compare_versions(arguments.before, jpeg, png, arguments.rounds)
+            return
         files = sorted(jpeg.rglob("*.jpg"))
         labels = np.array([int(path.parent.name) for path in files])
         names = Names(str(file.relative_to(jpeg)) for file in files)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from schane_cli.errors import BadRequest
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_STATES = ("ETag", "mtime", "LastModified", "last_modified", "updated")  # as file systems call what changes with a file
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
@@ -47,26 +48,25 @@ def files_below(address: str) -> dict[PurePosixPath, tuple[str, int, str]]:
         top = _RANGE.split(address)[0].rpartition("/")[0] if _RANGE.search(address) else address
         system, top = url_to_fs(top)
         listed: dict[str, dict[str, Any]] = {}
-        for place in _expanded(address):
+        for place in expanded(address):
             listed |= system.find(url_to_fs(place)[1], detail=True)
-        return {
-            PurePosixPath(name.removeprefix(top).lstrip("/") or name.rpartition("/")[2]): (
-                system.unstrip_protocol(name),
-                int((info if info.get("size") is not None else system.info(name))["size"]),
-                str(info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""),
-            )
-            for name, info in sorted(listed.items())
-        }
+        files = {}
+        for name, listed_info in sorted(listed.items()):
+            info = listed_info if listed_info.get("size") is not None else system.info(name)
+            below = PurePosixPath(name.removeprefix(top).lstrip("/") or name.rpartition("/")[2])
+            state = next((str(info[key]) for key in _STATES if info.get(key)), "")
+            files[below] = (system.unstrip_protocol(name), int(info["size"]), state)
+        return files
 
 
-def _expanded(address: str) -> list[str]:
+def expanded(address: str) -> list[str]:
     """The addresses that one with ranges, `{000..009}`, stands for; itself without."""
     match = _RANGE.search(address)
     if match is None:
         return [address]
     numbers = range(int(match[1]), int(match[2]) + 1)
     each = (f"{address[: match.start()]}{number:0{len(match[1])}d}{address[match.end() :]}" for number in numbers)
-    return [whole for one in each for whole in _expanded(one)]
+    return [whole for one in each for whole in expanded(one)]
 
 
 def open_address(address: str, *, whole: bool) -> BinaryIO:

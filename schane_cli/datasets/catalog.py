@@ -4,7 +4,7 @@ from pathlib import Path
 
 from schane_cli import plugins
 from schane_cli.datasets import benchmarks
-from schane_cli.datasets.addresses import is_address, refuse_address
+from schane_cli.datasets.addresses import expanded, is_address, refuse_address
 from schane_cli.datasets.dataset import DATASETS, Archive, Dataset, class_list, register, require_ready, state
 from schane_cli.errors import BadRequest, nearest
 
@@ -110,5 +110,6 @@ def require_source(name: str) -> None:
         find_dataset(name)
         return
     kind, place = parsed
-    if kind != "hfds" and not is_address(place) and not Path(place).expanduser().exists():
+    first = next(iter(expanded(place))) if kind == "wds" else place
+    if kind != "hfds" and not is_address(place) and not Path(first).expanduser().exists():
         raise BadRequest(f"dataset {'file' if kind == 'csv' else 'folder'} {Path(place).expanduser()} does not exist")

@@ -1,25 +1,25 @@
 """Image files into image sets: class folders, and lists of files."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from schane_cli.datasets.listing import (
-    Listing,
     holds_class_folders,
     holds_images,
-    list_images,
+    list_classes,
     present_files,
     skipped_note,
-    total,
     visible_folders,
 )
 from schane_cli.datasets.parts import Parts
-from schane_cli.datasets.split_names import SPLITS, choose_splits, split_of, splits_in
+from schane_cli.datasets.split_names import SPLITS, choose_splits, looks_like_split, split_of
 from schane_cli.errors import BadRequest
-from schane_cli.images.decode import image_suffixes, printable
+from schane_cli.images.decode import printable
 from schane_cli.images.imageset import Files, ImageSet, Names
 
 
@@ -35,7 +35,7 @@ def file_set(
     dataset: str, split: str, base: Path, names: Sequence[str], labels: np.ndarray, class_names: Sequence[str]
 ) -> ImageSet:
     """Files below a base folder as an image set; nothing is read."""
-    files = Files(base, Names(names))
+    files = Files(base, names if isinstance(names, Names) else Names(names))
     shown = tuple(printable(name) for name in class_names)
     return ImageSet(dataset, split, files, labels, shown, files.names.printable())
 
@@ -54,9 +54,15 @@ def class_folder_set(
 
 
 def _class_folders(
-    dataset: str, split: str, folder: Path, *, below: Path | None = None, only: Sequence[str] | None = None
+    dataset: str,
+    split: str,
+    folder: Path,
+    *,
+    below: Path | None = None,
+    only: Sequence[str] | None = None,
+    root: Path | None = None,
 ) -> tuple[ImageSet, "Counter[str]"]:
-    """As `class_folder_set`, and what it skipped."""
+    """As `class_folder_set`, and what it skipped; a large listing is remembered below `root`."""
     classes = visible_folders(folder)
     if only is not None:
         missing = sorted(set(only) - set(classes))
@@ -66,40 +72,33 @@ def _class_folders(
     if len(classes) < 2:
         raise BadRequest(f"{folder} needs at least two class folders, found {len(classes)}")
     base = below or folder
-    listings = [list_images(folder / name, base) for name in classes]
-    for name, listing in zip(classes, listings, strict=True):
-        if not listing.names:
-            raise BadRequest(f"class folder {printable(str(folder / name))} holds no images{_instead(listing)}")
-    names = [name for listing in listings for name in listing.names]
-    labels = np.repeat(np.arange(len(classes)), [len(listing.names) for listing in listings])
-    return file_set(dataset, split, base, names, labels, classes), total(listings)
+    listing = list_classes(folder, classes, base, root)
+    labels = np.repeat(np.arange(len(classes)), listing.counts)
+    return file_set(dataset, split, base, listing.names, labels, classes), listing.skipped
 
 
-def _instead(listing: Listing) -> str:
-    if listing.skipped:
-        return f": {'; '.join(skipped_note(listing.skipped, 'it'))}"
-    return f" ({', '.join(sorted(image_suffixes()))})"
-
-
-def folder_parts(dataset: str, folder: Path) -> Parts:
+def folder_parts(dataset: str, folder: Path, root: Path | None = None) -> Parts:
     """Class folders below a folder for each split, in any case and wording, or class folders only (`all`).
+
+    A large listing is remembered below `root` until one of the folders changes.
 
     Raises:
         BadRequest: no such folder, splits that are ambiguous or have no class folders, classes that
             differ between splits.
     """
     if not folder.is_dir():
-        raise BadRequest(f"dataset folder {folder} does not exist")
+        what = "is a file; unpack it first if it is an archive" if folder.exists() else "does not exist"
+        raise BadRequest(f"dataset folder {folder} {what}")
     inner = _unwrapped(folder)
     notes = [] if inner == folder else [f"reading {printable(str(inner))}, all that {folder} holds"]
     folder, names = inner, visible_folders(inner)
-    split_like = [name for name in names if splits_in(name)]
+    split_like = [name for name in names if looks_like_split(name)]
     of_classes = [name for name in split_like if holds_class_folders(folder / name)]
     chosen, remarks = choose_splits(of_classes, str(folder))
     if "train" not in chosen:
-        return _without_splits(dataset, folder, names, split_like, chosen, notes + remarks)
+        return _without_splits(dataset, folder, names, split_like, chosen, notes + remarks, root)
     flat, flat_remarks = choose_splits(
-        [name for name in split_like if name not in of_classes and split_of(name) not in chosen], str(folder)
+        [name for name in split_like if name not in of_classes and split_of(name) not in chosen], str(folder), chosen
     )
     others = sorted(set(names) - {*chosen.values(), *flat.values()} - set(of_classes))
     if others:
@@ -107,7 +106,7 @@ def folder_parts(dataset: str, folder: Path) -> Parts:
         remarks.append(
             f"folders beside {chosen['train']} that are not read, since they are not named like a split: {shown}"
         )
-    return _split_parts(dataset, folder, chosen, flat, [*notes, *remarks, *flat_remarks])
+    return _split_parts(dataset, folder, chosen, flat, [*notes, *remarks, *flat_remarks], root)
 
 
 def _unwrapped(folder: Path) -> Path:
@@ -120,7 +119,13 @@ def _unwrapped(folder: Path) -> Path:
 
 
 def _without_splits(
-    dataset: str, folder: Path, names: list[str], split_like: list[str], chosen: dict[str, str], notes: list[str]
+    dataset: str,
+    folder: Path,
+    names: list[str],
+    split_like: list[str],
+    chosen: dict[str, str],
+    notes: list[str],
+    root: Path | None,
 ) -> Parts:
     """Class folders only; those named like a split are classes only beside others and where one split is meant."""
     if chosen:
@@ -132,11 +137,18 @@ def _without_splits(
             "classes"
         )
     notes += [f"folder {name!r} looks like a split but holds images itself: read as a class" for name in split_like]
-    whole, skipped = _class_folders(dataset, "all", folder)
+    whole, skipped = _class_folders(dataset, "all", folder, root=root)
     return Parts({"all": whole}, [*notes, *skipped_note(skipped, str(folder))])
 
 
-def _split_parts(dataset: str, folder: Path, chosen: dict[str, str], flat: dict[str, str], notes: list[str]) -> Parts:
+def _split_parts(
+    dataset: str,
+    folder: Path,
+    chosen: dict[str, str],
+    flat: dict[str, str],
+    notes: list[str],
+    root: Path | None,
+) -> Parts:
     """One image set per split folder; `flat` are split folders of images without class folders."""
     parts, skipped = Parts(), Counter[str]()
     for split in (split for split in SPLITS if split in chosen):
@@ -144,17 +156,34 @@ def _split_parts(dataset: str, folder: Path, chosen: dict[str, str], flat: dict[
         if split != "train" and (unlabelled := _only_unlabelled(place, parts["train"].class_names)):
             flat[split] = unlabelled
             continue
-        parts[split], more = _class_folders(dataset, split, place, below=folder)
+        part, more = _class_folders(dataset, split, place, below=folder, root=root)
         skipped += more
-        if parts[split].class_names != parts["train"].class_names:
-            other = sorted(set(parts[split].class_names) ^ set(parts["train"].class_names))[:3]
-            raise BadRequest(
-                f"{folder / chosen[split]} and {folder / chosen['train']} differ in their classes: {', '.join(other)}"
-            )
+        parts[split] = _with_classes_of(parts.get("train", part), part, folder / chosen["train"], place)
     parts.notes += [*notes, *skipped_note(skipped, str(folder))]
     for split, name in flat.items():
         parts.without_labels(split, f"images of folder {name!r} lie in no class folders")
     return parts
+
+
+def _with_classes_of(train: ImageSet, part: ImageSet, train_folder: Path, folder: Path) -> ImageSet:
+    """A split with the class names of train, which may be written otherwise there (accents, spaces at the end).
+
+    Raises:
+        BadRequest: other classes than in train; the first few are named.
+    """
+    if part.class_names == train.class_names:
+        return part
+    number_of = {_plain(name): number for number, name in enumerate(train.class_names)}
+    own = [_plain(name) for name in part.class_names]
+    if len(number_of) < len(train.class_names) or sorted(own) != sorted(number_of):
+        other = sorted(set(part.class_names) ^ set(train.class_names))[:3]
+        raise BadRequest(f"{folder} and {train_folder} differ in their classes: {', '.join(map(repr, other))}")
+    labels = np.array([number_of[name] for name in own])[part.labels]
+    return replace(part, labels=labels, class_names=train.class_names)
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def _unwrapped_split(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from schane_cli.datasets.addresses import is_address
 from schane_cli.datasets.labels import MISSING, number_labels, require_trained, settle_missing
 from schane_cli.datasets.parts import Parts
-from schane_cli.datasets.split_names import choose_splits, splits_in
+from schane_cli.datasets.split_names import choose_splits, looks_like_split
 from schane_cli.errors import BadRequest, SchaneError, nearest, require_package
 from schane_cli.images.decode import read_file
 from schane_cli.images.imageset import ImageSet, Names, Stored
@@ -49,7 +49,7 @@ def huggingface_parts(dataset: str, name: str, recipe: DataRecipe) -> Parts:
         if len(tables) > 1 or chosen:
             raise BadRequest(f"{dataset} has no split called train, only {', '.join(tables)}")
         chosen = {"all": next(iter(tables))}
-    others = sorted(set(tables) - set(chosen.values()) - {name for name in tables if splits_in(name)})
+    others = sorted(set(tables) - set(chosen.values()) - {name for name in tables if looks_like_split(name)})
     notes += (
         [f"splits of {dataset} that are not read, since they are not named like a split: {', '.join(others)}"]
         if others

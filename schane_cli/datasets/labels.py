@@ -11,6 +11,7 @@ from schane_cli.datasets.parts import Parts
 from schane_cli.errors import BadRequest
 
 MISSING = -1  # the class number of an image without a label
+_MISSING_WORDS = frozenset({"none", "null", "na", "n/a", "<na>"})
 _SHOWN = 5
 Where = Callable[[str, int], str]  # split and row, to the place that a user looks at
 
@@ -36,6 +37,11 @@ def number_labels(
         classes = list(dict.fromkeys([*first, *(name for other in names.values() for name in other)]))
     else:
         present = {text for column in texts.values() for text in column if text is not None}
+        if unlabelled := _words_for_missing(present):
+            texts = {
+                split: [None if text in unlabelled else text for text in column] for split, column in texts.items()
+            }
+            present -= unlabelled
         numeric = all(text.lstrip("-").isdecimal() for text in present)
         if numeric:
             texts = {split: _without_negative(column) for split, column in texts.items()}
@@ -76,6 +82,13 @@ def _whole(text: str) -> str:
     """`3.0` as `3`, as a table writes whole numbers where a label is missing."""
     whole, point, rest = text.partition(".")
     return whole if point and whole.lstrip("-").isdecimal() and rest.strip("0") == "" else text
+
+
+def _words_for_missing(present: set[str]) -> set[str]:
+    """The texts that mean no label where all others are numbers: None, NA, null; else None may be a class."""
+    words = {text for text in present if text.lower() in _MISSING_WORDS}
+    others = present - words
+    return words if others and all(text.lstrip("-").isdecimal() for text in others) else set()
 
 
 def _without_negative(column: list[str | None]) -> list[str | None]:

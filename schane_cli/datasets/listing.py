@@ -1,14 +1,20 @@
 """Which files below a folder are pictures: hidden and system folders are not read, what is skipped is counted."""
 
+import json
 import os
+import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from schane_cli.datasets.remembered import remembered
 from schane_cli.errors import BadRequest
 from schane_cli.images.decode import image_suffixes, printable, starts_as_image, suffix_hint
+from schane_cli.images.imageset import Names
 
 # Folders that file systems and tools leave behind: Synology, macOS, Windows, QNAP, ext4.
 _SYSTEM_FOLDERS = frozenset(
@@ -16,6 +22,8 @@ _SYSTEM_FOLDERS = frozenset(
     | {"system volume information", "lost+found"}
 )
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
+_SYSTEM_NAMES = _SYSTEM_FOLDERS | _SYSTEM_FILES
+_SETTLED_NANOSECONDS = 2 * 10**9  # a folder changed more recently may change again within the same tick of its clock
 _SHOWN = 6
 _SHOWN_MISSING = 3
 
@@ -24,22 +32,33 @@ _SHOWN_MISSING = 3
 class Listing:
     """The pictures in a folder and below it, and the other files.
 
-    `names` are paths relative to a base folder, in alphabetical order; `skipped` counts the other files by suffix.
+    `names` are paths relative to a base folder, in alphabetical order; `skipped` counts the other files by suffix;
+    `folders` are those that were read, with the time of each one's last change in nanoseconds.
     """
 
     names: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    folders: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class ClassListing:
+    """The pictures of several class folders: their paths one class after another, and how many each has."""
+
+    names: Names
+    counts: np.ndarray
+    skipped: Counter[str]
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is one that the user does not see: `.…`, `@eaDir`, `__MACOSX` and the like."""
-    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS | _SYSTEM_FILES
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def list_images(folder: Path, base: Path) -> Listing:
     """The pictures in `folder` and below it, at any depth, by their paths relative to `base`."""
     listing = Listing()
-    for name, skipped_as in _walk(folder, base):
+    for name, skipped_as in _walk(folder, base, listing.folders):
         if skipped_as is None:
             listing.names.append(name)
         else:
@@ -48,10 +67,71 @@ def list_images(folder: Path, base: Path) -> Listing:
     return listing
 
 
-def _walk(folder: Path, base: Path) -> Iterator[tuple[str, str | None]]:
+def list_classes(folder: Path, classes: Sequence[str], base: Path, root: Path | None) -> ClassListing:
+    """The pictures of the class folders `classes` of `folder`, by their paths relative to `base`.
+
+    Those of a large set are remembered below `root`, until one of the folders changes.
+
+    Raises:
+        BadRequest: a class folder without pictures.
+    """
+    if root is None:
+        return _class_listing(_listed_classes(folder, classes, base))
+    name = f"files {os.path.realpath(folder)} below {base}"
+    state = "\0".join([*sorted(image_suffixes()), *classes])
+    arrays = remembered(root, name, state, lambda: _listed_classes(folder, classes, base), holds=_are_unchanged)
+    return _class_listing(arrays)
+
+
+def _listed_classes(folder: Path, classes: Sequence[str], base: Path) -> dict[str, np.ndarray]:
+    packed, counts, folders = [], [], {}
+    skipped: Counter[str] = Counter()
+    for name in classes:
+        listing = list_images(folder / name, base)
+        if not listing.names:
+            raise BadRequest(f"class folder {printable(str(folder / name))} holds no images{_instead(listing)}")
+        packed.append(Names(listing.names).packed)
+        counts.append(len(listing.names))
+        skipped += listing.skipped
+        folders |= listing.folders
+    return {
+        "names": np.concatenate(packed),
+        "counts": np.array(counts),
+        "skipped": np.frombuffer(json.dumps(skipped).encode(), dtype=np.uint8),
+        "folders": Names(folders).packed,
+        "changed": np.array([*folders.values()]),
+        "listed": np.array([time.time_ns()]),
+    }
+
+
+def _class_listing(arrays: dict[str, np.ndarray]) -> ClassListing:
+    return ClassListing(Names(arrays["names"]), arrays["counts"], Counter(json.loads(arrays["skipped"].tobytes())))
+
+
+def _are_unchanged(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether the folders of a listing are as they were, and had been so for a moment when they were listed."""
+    changed = arrays["changed"]
+    if changed.max() > arrays["listed"][0] - _SETTLED_NANOSECONDS:
+        return False
+    try:
+        return all(
+            os.stat(name).st_mtime_ns == then for name, then in zip(Names(arrays["folders"]), changed, strict=True)
+        )
+    except OSError:
+        return False
+
+
+def _instead(listing: Listing) -> str:
+    if listing.skipped:
+        return f": {'; '.join(skipped_note(listing.skipped, 'it'))}"
+    return f" ({', '.join(sorted(image_suffixes()))})"
+
+
+def _walk(folder: Path, base: Path, folders: dict[str, int] | None = None) -> Iterator[tuple[str, str | None]]:
     """Each visible file below a folder: its path relative to `base`, and None for a picture, else what it is.
 
-    Linked folders are followed, each real folder once, so that a loop of links ends. Pipes and devices are skipped.
+    The folders that were read go into `folders`, with the time of their last change. Linked folders are followed, each
+    real folder once, so that a loop of links ends. Pipes and devices are skipped.
     """
     seen: set[str] = set()
     top = os.path.realpath(folder)
@@ -63,6 +143,8 @@ def _walk(folder: Path, base: Path) -> Iterator[tuple[str, str | None]]:
             continue  # a link to a folder already read, or back up
         seen.add(real)
         try:
+            if folders is not None:
+                folders[place] = os.stat(place).st_mtime_ns
             entries = sorted(_visible(place), key=lambda entry: entry.name, reverse=True)
         except OSError:
             yield prefix, "unreadable folders"
@@ -100,13 +182,9 @@ def skipped_note(skipped: Counter[str], where: str) -> list[str]:
     return [f"files of {where} that are not read as pictures: {text}"]
 
 
-def total(listings: Iterable[Listing]) -> Counter[str]:
-    """What several listings skipped."""
-    return sum((listing.skipped for listing in listings), Counter())
-
-
 def present_files(folder: Path, names: Sequence[str]) -> list[str]:
-    """The names as the files are really called: a path may have backslashes or another Unicode normalisation.
+    """The names as the files are really called: a path may have backslashes or another Unicode normalisation, or go
+    without the suffix of the only picture of its name.
 
     Folders are listed once each, since asking for a million files takes minutes.
 
@@ -131,12 +209,22 @@ def _actual_name(folder: Path, name: str, contents: dict[str, dict[str, str]]) -
             if parent not in contents:
                 place = folder / (parent or ("/" if form.startswith("/") else "."))
                 present = os.listdir(place) if place.is_dir() else []
-                contents[parent] = {unicodedata.normalize("NFC", entry): entry for entry in present}
+                contents[parent] = _by_stem(present)
+                contents[parent] |= {unicodedata.normalize("NFC", entry): entry for entry in present}
                 contents[parent] |= {entry: entry for entry in present}
             real = contents[parent].get(last) or contents[parent].get(unicodedata.normalize("NFC", last))
             if real is not None:
                 return f"{parent}/{real}" if "/" in form else real
     return None
+
+
+def _by_stem(entries: Sequence[str]) -> dict[str, str]:
+    """The pictures by their names without suffix, where two do not share one."""
+    pairs = [
+        (stem, stem + suffix) for stem, suffix in map(os.path.splitext, entries) if suffix.lower() in image_suffixes()
+    ]
+    count = Counter(stem for stem, _ in pairs)
+    return {stem: entry for stem, entry in pairs if count[stem] == 1}
 
 
 def skipped_suffix(entry: os.DirEntry[str]) -> str | None:

@@ -1,19 +1,15 @@
 """Datasets by name, folder, list or container, as train / val / test image sets whose splits never share an image."""
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
-
-import numpy as np
 
 from schane_cli.datasets.catalog import Dataset, known_dataset
 from schane_cli.datasets.corrections import corrected
 from schane_cli.datasets.parts import Parts
+from schane_cli.datasets.remembered import WORTH_REMEMBERING, remembered
 from schane_cli.datasets.sources import read_source
 from schane_cli.errors import BadRequest
 from schane_cli.images.content import content_of, shared_between, unread_count, with_content, without_shared
@@ -37,7 +33,6 @@ __all__ = [
 ]
 
 _READ_BY = ("dataset", "root", "image_column", "label_column", "exclude", "relabel", "broken")
-_WORTH_REMEMBERING = 20_000  # images: comparing fewer takes about a second
 _kept: dict[tuple[Any, ...], Parts] | None = None  # the last source read, inside reading_once
 
 
@@ -147,22 +142,14 @@ def _read(recipe: DataRecipe) -> Parts:
 
 def numbered(parts: dict[str, ImageSet], root: Path) -> dict[str, ImageSet]:
     """The image sets with their `content` numbers, which are remembered below `root` for a large set of files."""
-    if unread_count(parts) < _WORTH_REMEMBERING:
+    if unread_count(parts) < WORTH_REMEMBERING:
         return _compared(parts)
-    key = sha256("".join(part.fingerprint() for part in parts.values()).encode()).hexdigest()[:32]
-    file = root.expanduser() / ".content" / f"{key}.npz"
-    try:
-        with np.load(file, allow_pickle=False) as known:
-            return {split: replace(part, content=known[split]) for split, part in parts.items()}
-    except (OSError, ValueError, KeyError, BadZipFile):
-        compared = _compared(parts)
-    with suppress(OSError):  # a root that cannot be written to
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f"{key}-{os.getpid()}.npz")
-        arrays: dict[str, Any] = {split: content_of(part) for split, part in compared.items()}
-        np.savez(temporary, **arrays)
-        temporary.replace(file)
-    return compared
+    name = " ".join(f"{part.dataset} {split} {len(part)}" for split, part in parts.items())
+    state = " ".join(part.fingerprint() for part in parts.values())
+    known = remembered(
+        root, f"content {name}", state, lambda: {split: content_of(part) for split, part in _compared(parts).items()}
+    )
+    return {split: replace(part, content=known[split]) for split, part in parts.items()}
 
 
 def _compared(parts: dict[str, ImageSet]) -> dict[str, ImageSet]:

@@ -6,17 +6,18 @@ import tarfile
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from schane_cli.datasets.addresses import files_below, is_address, open_address, reaching
+from schane_cli.datasets.addresses import expanded, files_below, is_address, open_address, reaching
 from schane_cli.datasets.labels import MISSING, number_labels, require_trained, settle_missing
 from schane_cli.datasets.listing import is_hidden, skipped_note
 from schane_cli.datasets.parts import Parts
-from schane_cli.datasets.split_names import SPLITS, split_of, splits_in
+from schane_cli.datasets.remembered import remembered
+from schane_cli.datasets.split_names import SPLITS, looks_like_split, split_of_each, splits_in
 from schane_cli.errors import BadRequest
 from schane_cli.images.decode import image_suffixes, printable
 from schane_cli.images.imageset import SAMPLE_BYTES, ImageSet, Names, Stored, sample_places
@@ -104,21 +105,32 @@ class TarImages:
 
 @dataclass
 class _Index:
-    """The images of one split: where each lies (n, 3), its label as written, its key, and the other files beside it."""
+    """The images of some shards: where each lies, int64 (n, 3), its label as written (or None), its key, and how many
+    other files lie beside them, by suffix."""
 
-    shards: list[Shard] = field(default_factory=list)
-    places: list[tuple[int, int, int]] = field(default_factory=list)
-    labels: list[Any] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
+    shards: list[Shard]
+    places: np.ndarray
+    keys: Names
+    labels: list[Any]
+    skipped: Counter[str]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The index without its shards, to be kept."""
+        texts = json.dumps([self.labels, self.skipped]).encode()
+        return {"places": self.places, "keys": self.keys.packed, "texts": np.frombuffer(texts, dtype=np.uint8)}
+
+
+def _index_of(shards: list[Shard], arrays: dict[str, np.ndarray]) -> _Index:
+    labels, skipped = json.loads(arrays["texts"].tobytes())
+    return _Index(shards, arrays["places"], Names(arrays["keys"]), labels, Counter(skipped))
 
 
 def webdataset_parts(dataset: str, place: str, recipe: DataRecipe) -> Parts:
     """Shards (tar files of KEY.jpg and KEY.cls, KEY.json or KEY.txt) whose path below the folder names their split.
 
-    `place` is a folder of this machine or an address that fsspec reads (s3://, gs://, https://): of its shards one pass
-    reads the headers, then each image is a request of its own. Class names come from classes.txt in the folder, one
-    per line, where there is one.
+    `place` is a folder of this machine or an address that fsspec reads (s3://, gs://, https://). One pass reads the
+    headers of its shards, and what they say is remembered until a shard changes; then each image is a request of its
+    own. Class names come from classes.txt in the folder, one per line, where there is one.
 
     Raises:
         BadRequest: no shards, a shard that is cut short, an image without label or a label without image, two files
@@ -128,28 +140,42 @@ def webdataset_parts(dataset: str, place: str, recipe: DataRecipe) -> Parts:
     by_split, notes = _shards_by_split(place, shards)
     name_of = _namer(shards)
     with Terminal(json=True).task("indexing shards", len(shards), unit="shards") as task:
-        indexed = {
-            split: _index(files, name_of, recipe.label_column, task.advance) for split, files in by_split.items()
-        }
+
+        def read(split: str, files: list[Shard]) -> _Index:
+            name = f"{place} {split} {recipe.label_column}"
+            return _remembered(
+                recipe.root, name, files, name_of, lambda: _index(files, name_of, recipe.label_column, task.advance)
+            )
+
+        indexed = {split: read(split, files) for split, files in by_split.items()}
     return _parts(dataset, place, indexed, _class_list(listed), notes)
 
 
-def webdataset_images(dataset: str, place: str) -> tuple[ImageSet, list[str]]:
+def webdataset_images(dataset: str, place: str, root: Path) -> tuple[ImageSet, list[str]]:
     """All images below a folder or address of shards as one set without labels, whatever lies beside them, and notes.
 
     Raises:
         BadRequest: no shards, a shard that is cut short, no images.
     """
-    index = _Index(_shards(place)[0])
-    name_of = _namer(index.shards)
-    for number, shard in enumerate(index.shards):
-        images, _ = _read_members(shard, index.skipped)
-        index.places += [(number, *place) for place in images.values()]
-        index.keys += [f"{name_of(shard)}/{key}" for key in images]
-    if not index.keys:
+    shards = _shards(place)[0]
+    name_of = _namer(shards)
+    name = f"{place} without labels"
+    index = _remembered(root, name, shards, name_of, lambda: _index_without_labels(shards, name_of))
+    if not len(index.keys):
         raise BadRequest(f"{place} holds no images")
-    labels, ids = np.full(len(index.keys), MISSING), Names(index.keys).printable()
+    labels, ids = np.full(len(index.keys), MISSING), index.keys.printable()
     return ImageSet(dataset, "images", _stored(index), labels, (), ids), skipped_note(index.skipped, place)
+
+
+def _remembered(
+    root: Path, name: str, shards: list[Shard], name_of: Callable[[Shard], str], make: Callable[[], _Index]
+) -> _Index:
+    """The index of some shards: of an earlier call where none of them changed, which takes no look into any."""
+    states = (f"{shard.below} {name_of(shard)} {shard.size} {shard.state}" for shard in shards)
+    state = " ".join([*sorted(image_suffixes()), *states])
+    remote = any(is_address(shard.place) for shard in shards)
+    arrays = remembered(root, f"shards {name}", state, lambda: make().arrays(), always=remote)
+    return _index_of(shards, arrays)
 
 
 def _shards(place: str) -> tuple[list[Shard], Shard | None]:
@@ -174,15 +200,20 @@ def _namer(shards: list[Shard]) -> Callable[[Shard], str]:
 
 def _stored(index: _Index) -> Stored:
     stamp = " ".join(f"{shard.name} {shard.size} {shard.state}" for shard in index.shards)
-    places = np.array(index.places, dtype=np.int64)
-    return Stored(TarImages(index.shards, places), np.arange(len(places)), stamp)
+    return Stored(TarImages(index.shards, index.places), np.arange(len(index.places)), stamp)
 
 
-def _local_files(folder: Path) -> list[Shard]:
-    """The files below a folder that are not hidden, in alphabetical order."""
-    files = (file for pattern in ("*.tar", "*.tar.*", "*.tgz", "classes.txt") for file in folder.rglob(pattern))
+def _local_files(place: Path) -> list[Shard]:
+    """The files below a folder that are not hidden, in alphabetical order; or one file, or a range, {000..009}."""
+    if place.is_dir():
+        folder, patterns = place, ("*.tar", "*.tar.*", "*.tgz", "classes.txt")
+        files = [file for pattern in patterns for file in folder.rglob(pattern)]
+    else:
+        files = [Path(file) for file in expanded(str(place))]
+        folder = Path(os.path.commonpath([file.parent for file in files]))
+        files += [folder / "classes.txt"]
     shards = []
-    for file in sorted(files) if folder.is_dir() else ():
+    for file in sorted(files):
         below = PurePosixPath(file.relative_to(folder).as_posix())
         if not any(map(is_hidden, below.parts)) and file.is_file():
             stat = file.stat()
@@ -212,7 +243,7 @@ def _parts(dataset: str, folder: str, indexed: dict[str, _Index], listed: tuple[
     parts = Parts(notes=notes)
     skipped: Counter[str] = Counter()
     for split, index in indexed.items():
-        keys = Names(index.keys).printable()
+        keys = index.keys.printable()
         parts[split] = ImageSet(dataset, split, _stored(index), numbers[split], class_names, keys)
         skipped += index.skipped
     settle_missing(parts, where, folder)
@@ -225,10 +256,12 @@ def _shards_by_split(folder: str, shards: list[Shard]) -> tuple[dict[str, list[S
     """Shards by the split that the nearest part of their path names, all of them as `all` where none does."""
     by_split: dict[str, list[Shard]] = {}
     others = []
-    for shard in shards:
-        parts = [shard.below.stem, *reversed(shard.below.parent.parts)]
-        said = next((part for part in parts if splits_in(part)), "")
-        split = split_of(said)
+    said = [
+        next(filter(looks_like_split, [shard.below.stem, *reversed(shard.below.parent.parts)]), "") for shard in shards
+    ]
+    split_by_name = split_of_each(said)
+    for shard, name in zip(shards, said, strict=True):
+        split = split_by_name[name]
         if split is None:
             others.append(shard.below.as_posix())
         else:
@@ -261,22 +294,39 @@ def _index(
     shards: list[Shard], name_of: Callable[[Shard], str], label_key: str | None, advance: Callable[[int], None]
 ) -> _Index:
     """Where the images of some shards lie, from one pass over their headers; the labels are None where none has one."""
-    index, unlabelled = _Index(shards), []
+    unlabelled: list[str] = []
+    labels: list[Any] = []
+    skipped: Counter[str] = Counter()
+    places, keys = [], []
     for number, shard in enumerate(shards):
-        images, labels = _read_headers(shard, index.skipped, label_key)
+        images, own_labels = _read_headers(shard, skipped, label_key)
         advance(1)
-        unlabelled += [f"{shard.place}: {printable(key)}" for key in sorted(images.keys() - labels.keys())]
-        for key in sorted(labels.keys() - images.keys()):
+        unlabelled += [f"{shard.place}: {printable(key)}" for key in sorted(images.keys() - own_labels.keys())]
+        for key in sorted(own_labels.keys() - images.keys()):
             raise BadRequest(f"{shard.place}: {printable(key)} has a label but no image")
-        for key, place in images.items():
-            index.places.append((number, *place))
-            index.labels.append(labels.get(key))
-            index.keys.append(f"{name_of(shard)}/{key}")
-    if not index.labels:
+        places.append(_places(number, images))
+        keys.append(Names(f"{name_of(shard)}/{key}" for key in images).packed)
+        labels += [own_labels.get(key) for key in images]
+    if not labels:
         raise BadRequest(f"{shards[0].place} holds no images")
-    if 0 < len(unlabelled) < len(index.labels):
+    if 0 < len(unlabelled) < len(labels):
         raise BadRequest(f"{unlabelled[0]} has no .cls label, nor one in .json or .txt")
-    return index
+    return _Index(shards, np.concatenate(places), Names(np.concatenate(keys)), labels, skipped)
+
+
+def _index_without_labels(shards: list[Shard], name_of: Callable[[Shard], str]) -> _Index:
+    skipped: Counter[str] = Counter()
+    places, keys = [], []
+    for number, shard in enumerate(shards):
+        images, _ = _read_members(shard, skipped)
+        places.append(_places(number, images))
+        keys.append(Names(f"{name_of(shard)}/{key}" for key in images).packed)
+    return _Index(shards, np.concatenate(places), Names(np.concatenate(keys)), [], skipped)
+
+
+def _places(number: int, images: dict[str, tuple[int, int]]) -> np.ndarray:
+    """int64 (n, 3): the shard's number, and the offset and size of each of its images."""
+    return np.array([(number, *place) for place in images.values()], dtype=np.int64).reshape(-1, 3)
 
 
 def _read_headers(
@@ -296,7 +346,7 @@ def _read_members(
     try:
         with shard.open(whole=True) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                if not member.isfile() or any(is_hidden(part) for part in member.name.split("/")):
+                if not member.isfile() or any(is_hidden(part) for part in member.name.split("/") if part != "."):
                     continue
                 if member.offset_data + member.size > shard.size:
                     raise tarfile.ReadError("unexpected end of data")
@@ -310,7 +360,16 @@ def _read_members(
                     skipped[suffix or "without suffix"] += 1
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise BadRequest(f"shard {shard.place} cannot be read: {error}") from None
+    for key in _companions(images, texts):
+        del images[key]
+        skipped[f".{key.rpartition('.')[2]}.…"] += 1
     return images, texts
+
+
+def _companions(images: dict[str, Any], texts: dict[str, dict[str, str]]) -> list[str]:
+    """Keys of images without a text of their own beside the image they belong to: 0001.mask of 0001."""
+    own = {key for column in texts.values() for key in column}
+    return [key for key in images if key not in own and "." in key and key.rpartition(".")[0] in images.keys() & own]
 
 
 def _add_once(known: dict[str, Any], key: str, value: Any, shard: Shard, what: str) -> None:

@@ -27,7 +27,9 @@ def read_source(recipe: DataRecipe) -> Parts:
     if kind == "wds":
         return webdataset_parts(recipe.dataset, place, recipe)
     path = Path(place).expanduser()
-    return folder_parts(recipe.dataset, path) if kind == "folder" else csv_parts(recipe.dataset, path, recipe)
+    return (
+        folder_parts(recipe.dataset, path, recipe.root) if kind == "folder" else csv_parts(recipe.dataset, path, recipe)
+    )
 
 
 def read_images(recipe: DataRecipe) -> tuple[ImageSet, list[str]]:
@@ -39,4 +41,4 @@ def read_images(recipe: DataRecipe) -> tuple[ImageSet, list[str]]:
     kind, place = parse_source(recipe.dataset) or ("", "")
     if kind == "hfds":
         return huggingface_images(recipe.dataset, place, recipe), []
-    return webdataset_images(recipe.dataset, place)
+    return webdataset_images(recipe.dataset, place, recipe.root)

@@ -9,7 +9,7 @@ from pathlib import Path
 from schane_cli.datasets.folders import listed_set
 from schane_cli.datasets.labels import number_labels, require_trained, settle_missing
 from schane_cli.datasets.parts import Parts
-from schane_cli.datasets.split_names import SPLITS, split_of
+from schane_cli.datasets.split_names import SPLITS, split_of_each
 from schane_cli.errors import BadRequest, nearest
 from schane_cli.recipe import DataRecipe
 
@@ -55,8 +55,9 @@ def _rows_by_split(file: Path, rows: list[Row], lines: list[int]) -> dict[str, l
     if "split" not in rows[0]:
         return {"all": list(range(len(rows)))}
     chosen: dict[str, list[int]] = {}
+    split_by_value = split_of_each({row["split"] for row in rows})
     for number, row in enumerate(rows):
-        split = split_of(row["split"])
+        split = split_by_value[row["split"]]
         if split is None:
             raise BadRequest(
                 f"{file} line {lines[number]}: unknown split {row['split']!r}; allowed: train, val, test, or words "
@@ -69,7 +70,7 @@ def _rows_by_split(file: Path, rows: list[Row], lines: list[int]) -> dict[str, l
 def _split_like_columns(file: Path, rows: list[Row], used: set[str]) -> list[str]:
     """A sentence for each column that looks like splits but is not named split."""
     others = [name for name in rows[0] if name not in {*used, "split"}]
-    columns = [name for name in others if all(split_of(value) for value in {row[name] for row in rows})]
+    columns = [name for name in others if all(split_of_each({row[name] for row in rows}).values())]
     return [f"column {name!r} of {file} looks like splits but is not read: rename it to split" for name in columns]
 
 
@@ -139,6 +140,8 @@ def _text_of(file: Path) -> str:
         if file.exists() and not file.is_file():  # a pipe would be waited for
             raise BadRequest(f"{file} cannot be read: it is not a regular file")
         data = file.read_bytes()
+        if data.startswith((b"PK\3\4", b"PAR1", b"\xd0\xcf\x11\xe0")):
+            raise BadRequest(f"{file} is a spreadsheet, an archive or a parquet file; save the table in it as CSV")
         encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
         if encoding == "utf-8" and b"\0" in data[:64]:
             encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"

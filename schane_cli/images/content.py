@@ -55,13 +55,20 @@ def _second_look(part: ImageSet, numbers: np.ndarray, doubtful: np.ndarray) -> n
     if not isinstance(part.images, Files | Stored):
         return numbers
     numbers = numbers.copy()
-    for index in np.flatnonzero(doubtful):
-        image = part.images[int(index)]
+    links: dict[tuple[int, int], np.uint64] = {}  # files of several names are read once
+    for index in map(int, np.flatnonzero(doubtful)):
         try:
-            data = read_file(image) if isinstance(image, Path) else bytes(image)
-        except BadRequest:
+            if isinstance(part.images, Stored):
+                numbers[index] = number_of(part.images[index])
+                continue
+            path = part.images.path(index)
+            state = os.stat(path)
+            key = (state.st_dev, state.st_ino)
+            if state.st_nlink == 1 or key not in links:
+                links[key] = number_of(read_file(Path(path)))
+            numbers[index] = links[key] if state.st_nlink > 1 else links.pop(key)
+        except (OSError, BadRequest):
             continue
-        numbers[index] = number_of(data)
     return numbers
 
 
@@ -84,14 +91,13 @@ def _look_at_sample(part: ImageSet, index: int) -> np.uint64:
     try:
         if isinstance(part.images, Stored):
             return number_of(part.images.sample(index))
-        path = part.images[index]
-        assert isinstance(path, Path)
-        return number_of(sample_of_file(path))
+        assert isinstance(part.images, Files)
+        return number_of(sample_of_file(part.images.path(index)))
     except (OSError, BadRequest):
         return number_of(b"unreadable", part.ids[index].encode("utf-8", "surrogateescape"))
 
 
-def sample_of_file(path: Path) -> bytes:
+def sample_of_file(path: str | Path) -> bytes:
     """As `imageset.sample_of`, reading no more of the file than that."""
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(number, "rb", buffering=0) as file:

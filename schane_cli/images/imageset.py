@@ -1,17 +1,23 @@
 """Labelled images: decoded in memory where the set is small, as files where it is large."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
 
 from schane_cli.images.decode import decode, printable, read_image
+from schane_cli.images.pixels import PixelMemory
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 SAMPLE_BYTES = 2048
+_NAMES_AT_ONCE = 8192
 _STRIP = 64  # of an image that is longer than this many times its width only the middle is kept
 
 
@@ -22,6 +28,11 @@ class Names(Sequence[str]):
         if not isinstance(names, np.ndarray):
             names = np.array([name.encode("utf-8", "surrogateescape") for name in names], dtype="S")
         self._bytes = names
+
+    @property
+    def packed(self) -> np.ndarray:
+        """The names as bytes of one width, which `Names` takes back."""
+        return self._bytes
 
     def __len__(self) -> int:
         return len(self._bytes)
@@ -46,6 +57,11 @@ class Names(Sequence[str]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def blocks(self) -> Iterator[list[bytes]]:
+        """All names as bytes, some thousands at a time."""
+        for start in range(0, len(self._bytes), _NAMES_AT_ONCE):
+            yield self._bytes[start : start + _NAMES_AT_ONCE].tolist()
+
     def take(self, indices: np.ndarray) -> "Names":
         """The names at `indices`."""
         return Names(self._bytes[indices])
@@ -53,7 +69,8 @@ class Names(Sequence[str]):
     def printable(self) -> "Names":
         """The same names, with bytes that are not UTF-8 written as \\xe9."""
         try:
-            b"\n".join(self._bytes.tolist()).decode()
+            for block in self.blocks():
+                b"\n".join(block).decode()
         except UnicodeDecodeError:
             return Names(printable(name) for name in self)
         return self
@@ -81,9 +98,48 @@ class Files(Sequence[Path]):
             return Files(self.folder, self.names[index])
         return self.folder / self.names[index]
 
+    def path(self, index: int) -> str:
+        """As `files[index]`, in a quarter of the time."""
+        return os.path.join(self.folder, self.names[index])
+
+    def states(self) -> Iterator[os.stat_result]:
+        """What the file system says of each file."""
+        folder = os.path.join(os.fsencode(self.folder), b"")
+        return (os.stat(folder + name) for block in self.names.blocks() for name in block)
+
     def take(self, indices: np.ndarray) -> "Files":
         """The files at `indices`."""
         return Files(self.folder, self.names.take(indices))
+
+    def joined(self, other: "Files") -> "Files":
+        """These files, then the other's, which lie below the same folder."""
+        return Files(self.folder, self.names.joined(other.names))
+
+
+class KeptFiles(Files):
+    """Image files whose pixels are kept in memory once they have been read; `rows[i]` is the place of file i in it."""
+
+    def __init__(self, folder: Path, names: Names, memory: PixelMemory, rows: np.ndarray) -> None:
+        super().__init__(folder, names)
+        self.memory, self.rows = memory, rows
+
+    def pixels(self, index: int) -> np.ndarray:
+        """File `index` as uint8 (H, W, 3), not to be written to; read at the first call."""
+        row = int(self.rows[index])
+        kept = self.memory.get(row)
+        if kept is None:
+            kept = read_image(self[index])
+            self.memory.keep(row, kept)
+        return kept
+
+    def take(self, indices: np.ndarray) -> "KeptFiles":
+        return KeptFiles(self.folder, self.names.take(indices), self.memory, self.rows[indices])
+
+    def joined(self, other: Files) -> Files:
+        if not isinstance(other, KeptFiles) or other.memory is not self.memory:
+            return super().joined(other)
+        rows = np.concatenate([self.rows, other.rows])
+        return KeptFiles(self.folder, self.names.joined(other.names), self.memory, rows)
 
 
 class Stored(Sequence[bytes]):
@@ -115,6 +171,26 @@ class Stored(Sequence[bytes]):
     def take(self, indices: np.ndarray) -> "Stored":
         """The images at `indices`."""
         return Stored(self.fetch, self.indices[indices], self.stamp)
+
+
+class _InARow:
+    """What fetches the images of two collections, numbered one after the other."""
+
+    def __init__(self, first: Stored, second: Stored) -> None:
+        self._first, self._second = first, second
+
+    def __call__(self, index: int) -> bytes:
+        stored, own = self._place(index)
+        return stored[own]
+
+    def sample(self, index: int) -> bytes:
+        """As `Stored.sample`."""
+        stored, own = self._place(index)
+        return stored.sample(own)
+
+    def _place(self, index: int) -> tuple[Stored, int]:
+        count = len(self._first)
+        return (self._first, index) if index < count else (self._second, index - count)
 
 
 def sample_of(data: bytes) -> bytes:
@@ -155,13 +231,16 @@ class ImageSet:
 
     def read(self, index: int) -> torch.Tensor:
         """Image `index` as uint8 (3, H, W); of a strip more than 64 times as long as it is wide, the middle."""
-        image = self.images[index]
+        images = self.images
+        if isinstance(images, np.ndarray):
+            return torch.from_numpy(images[index]).permute(2, 0, 1)
+        image = images.pixels(index) if isinstance(images, KeptFiles) else images[index]
         if isinstance(image, Path):
             image = read_image(image)
         elif isinstance(image, bytes):
             image = decode(image, f"{self.ids[index]} of {self.dataset}")
         height, width = image.shape[:2]
-        if max(height, width) > _STRIP * min(height, width):
+        if height > _STRIP * width or width > _STRIP * height:
             image = _middle_of_strip(image)
         return torch.from_numpy(image).permute(2, 0, 1)
 
@@ -200,7 +279,7 @@ class ImageSet:
         if self.class_names != other.class_names:
             raise ValueError(f"{self.split} and {other.split} of {self.dataset} differ in their classes")
         labels = np.concatenate([self.labels, other.labels])
-        ids = Names([*self.ids, *other.ids])
+        ids = _names(self.ids).joined(_names(other.ids))
         known = self.content is not None and other.content is not None
         content = np.concatenate([self.content, other.content]) if known else None
         images = _join(self.images, other.images)
@@ -208,25 +287,38 @@ class ImageSet:
 
     def identity(self) -> str:
         """sha256 over dataset, class names, ids and labels: the same images on any machine."""
-        digest = sha256(repr((self.dataset, self.class_names)).encode())
-        digest.update("\0".join(self.ids).encode() + np.asarray(self.labels, dtype=np.int64).tobytes())
+        digest = self._digest()
+        digest.update(np.asarray(self.labels, dtype=np.int64).tobytes())
         return digest.hexdigest()
 
     def fingerprint(self) -> str:
         """sha256 over ids, labels, class names and pixels (or file sizes and times): what a cache is keyed by."""
-        digest = sha256(repr((self.dataset, self.class_names)).encode())
-        digest.update("\0".join(self.ids).encode())
+        digest = self._digest()
         digest.update(self.labels.tobytes())
         if isinstance(self.images, Stored):
             digest.update(self.images.stamp.encode())
-            return digest.hexdigest()
-        for image in self.images:
-            if isinstance(image, Path):
-                stat = image.stat()
-                digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
-            else:
-                digest.update(np.ascontiguousarray(image).tobytes())
+        elif isinstance(self.images, Files):
+            for state in self.images.states():
+                digest.update(b"%d %d" % (state.st_size, state.st_mtime_ns))
+        else:
+            for image in self.images:
+                if isinstance(image, Path):
+                    state = image.stat()
+                    digest.update(b"%d %d" % (state.st_size, state.st_mtime_ns))
+                else:
+                    digest.update(np.ascontiguousarray(image).tobytes())
         return digest.hexdigest()
+
+    def _digest(self) -> "Hash":
+        """sha256 that dataset, class names and ids have gone into."""
+        digest = sha256(repr((self.dataset, self.class_names)).encode())
+        for number, block in enumerate(_names(self.ids).blocks()):
+            digest.update(b"\0" * (number > 0) + b"\0".join(block))
+        return digest
+
+
+def _names(ids: Sequence[str]) -> Names:
+    return ids if isinstance(ids, Names) else Names(ids)
 
 
 def _take(images: Images, indices: np.ndarray) -> Images:
@@ -241,9 +333,12 @@ def _join(first: Images, second: Images) -> Images:
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray) and first.shape[1:] == second.shape[1:]:
         return np.concatenate([first, second])
     if isinstance(first, Files) and isinstance(second, Files) and first.folder == second.folder:
-        return Files(first.folder, first.names.joined(second.names))
-    if isinstance(first, Stored) and isinstance(second, Stored) and first.fetch is second.fetch:
-        return Stored(first.fetch, np.concatenate([first.indices, second.indices]), first.stamp)
+        return first.joined(second)
+    if isinstance(first, Stored) and isinstance(second, Stored):
+        if first.fetch is second.fetch:
+            return Stored(first.fetch, np.concatenate([first.indices, second.indices]), first.stamp)
+        both = len(first) + len(second)
+        return Stored(_InARow(first, second), np.arange(both), f"{first.stamp} {second.stamp}")
     return [*first, *second]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from schane_cli.errors import SchaneError
-from schane_cli.images.imageset import ImageSet
+from schane_cli.images.imageset import ImageSet, KeptFiles
 from schane_cli.images.preprocessing import EvalTransform
 from schane_cli.images.transforms import RandomViews, view_keys
 from schane_cli.images.workers import explain_worker_failure, workers_that_fit
@@ -90,10 +90,11 @@ class EvalViews(Dataset):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """A whole batch: uint8 (B, 3, S, S), labels (B,), indices (B,)."""
-        pixels = torch.stack([self.transform(self.images.read(index)) for index in indices])
+        rows = [int(index) for index in indices]
+        pixels = torch.stack([self.transform(self.images.read(row)) for row in rows])
         if self.damage is not None:
-            pixels = torch.stack([self.damage(one, index) for one, index in zip(pixels, indices, strict=True)])
-        return pixels, torch.from_numpy(self.images.labels[indices]), torch.tensor(indices)
+            pixels = torch.stack([self.damage(one, row) for one, row in zip(pixels, rows, strict=True)])
+        return pixels, torch.from_numpy(self.images.labels[rows]), torch.tensor(rows)
 
 
 class ReadableBatch(NamedTuple):
@@ -226,7 +227,7 @@ def eval_loader(
     damage: Damage | None = None,
 ) -> DataLoader:
     """Batches (uint8 (B, 3, S, S), labels (B,), indices (B,)) in order, over all images or over `indices`."""
-    order = list(range(len(images))) if indices is None else [int(i) for i in indices]
+    order = range(len(images)) if indices is None else indices
     return _ordered(EvalViews(images, transform, damage), order, batch_size, workers)
 
 
@@ -248,7 +249,7 @@ def view_loader(
     indices: np.ndarray,
 ) -> DataLoader:
     """As `eval_loader`, of one random view of each image: the one that training draws by `seed` in epoch `number`."""
-    order = [(number, int(index)) for index in indices]
+    order = np.stack([np.full(len(indices), number), np.asarray(indices, dtype=np.int64)], axis=1)
     return _ordered(_SingleView(images, transform, views=1, seed=seed), order, batch_size, workers)
 
 
@@ -304,8 +305,15 @@ def worker_count(data: DataRecipe, images: ImageSet) -> int:
     """
     if data.workers >= 0:
         return min(data.workers, os.cpu_count() or 1)  # a run may come from a larger machine
-    pixels = images.images[0].size // 3 if isinstance(images.images, np.ndarray) and len(images) else None
-    if pixels is not None and pixels <= _SMALL_PIXELS and not torch.cuda.is_available():
+    if _are_small(images) and not torch.cuda.is_available():
         return 0
     devices = max(torch.cuda.device_count(), 1)
     return max(0, min(((os.cpu_count() or 1) - devices) // devices, 8))
+
+
+def _are_small(images: ImageSet) -> bool:
+    """Whether images of a few pixels lie in memory, by the first one."""
+    if not len(images) or not isinstance(images.images, np.ndarray | KeptFiles):
+        return False
+    _, height, width = images.read(0).shape
+    return height * width <= _SMALL_PIXELS

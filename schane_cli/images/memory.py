@@ -8,9 +8,11 @@ import numpy as np
 
 from schane_cli.errors import BadRequest
 from schane_cli.images.decode import image_size, read_file
-from schane_cli.images.imageset import Files, ImageSet, stack_if_even
+from schane_cli.images.imageset import Files, Images, ImageSet, KeptFiles, stack_if_even
+from schane_cli.images.pixels import PixelMemory
 
-IN_MEMORY_BYTES = 2**30  # sets whose decoded images take less are decoded once, up front
+IN_MEMORY_BYTES = 2**30  # sets whose decoded images take less are kept in memory
+AT_ONCE = 20_000  # images: decoding as many takes some seconds, and tells before any work which cannot be read
 _PEEK = 256  # image headers read to estimate what a set takes decoded
 _DECODE_THREADS = 4
 _CHUNK = 1024
@@ -23,8 +25,9 @@ def in_memory_if_small(
 ) -> tuple[ImageSet, list[str]]:
     """(the set, decoded where it fits in memory; the ids of the images left out since they cannot be read).
 
-    A set of files that does not fit stays files, and so does one inside shards or tables; with `leave_out` each image
-    of such a set is decoded once to find those to leave out.
+    Of more than AT_ONCE images that fit, each is decoded when it is first read, and kept. A set of files that does not
+    fit stays files, and so does one inside shards or tables; with `leave_out` each image of such a set is decoded once
+    to find those to leave out.
 
     Raises:
         BadRequest: images that cannot be read, unless `leave_out`; it names the first few.
@@ -32,6 +35,8 @@ def in_memory_if_small(
     small = isinstance(part.images, Files) and len(part) > 0 and fits_in_memory(part.images)
     if not small and not leave_out:
         return part, []
+    if small and len(part) > AT_ONCE and not leave_out:
+        return replace(part, images=_kept_files(part.images)), []
     decoded: list[np.ndarray] = []
     broken: dict[int, str] = {}
     total_bytes = 0
@@ -52,6 +57,12 @@ def in_memory_if_small(
         raise BadRequest(_sentence(list(broken.values()), part))
     kept = part.subset(np.setdiff1d(np.arange(len(part)), list(broken)), part.split) if broken else part
     return (replace(kept, images=stack_if_even(decoded)) if small else kept), [part.ids[index] for index in broken]
+
+
+def _kept_files(files: Images) -> KeptFiles:
+    assert isinstance(files, Files)
+    memory = PixelMemory(len(files), IN_MEMORY_BYTES)
+    return KeptFiles(files.folder, files.names, memory, np.arange(len(files)))
 
 
 def read_all(part: ImageSet, indices: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray | str]]:

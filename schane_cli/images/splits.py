@@ -122,8 +122,7 @@ def _one_group(images: ImageSet, label: int, quota: int, keys: np.ndarray, name:
 def _keys(images: ImageSet, salt: str) -> np.ndarray:
     """uint64 (n,): sha256 of salt and id. Equal images share the lowest key of theirs, so that no split separates them;
     those that several classes hold (CIFAR-100 has some) get the highest, and stay in train."""
-    digests = [sha256(f"{salt}/{name}".encode()).digest()[:8] for name in images.ids]
-    keys = np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
+    keys = np.fromiter((_key(f"{salt}/{name}") for name in images.ids), dtype=np.uint64, count=len(images))
     if images.content is None:
         images = with_content({"": images}, lambda _: None)[""]
     numbers, group = np.unique(content_of(images), return_inverse=True)
@@ -132,6 +131,10 @@ def _keys(images: ImageSet, salt: str) -> np.ndarray:
     pairs = np.unique(np.stack([group, images.labels]), axis=1)
     lowest[np.bincount(pairs[0], minlength=len(numbers)) > 1] = _HIGHEST
     return lowest[group]
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big")
 
 
 def cut_train(train: ImageSet, per_class: int, seed: int) -> ImageSet:

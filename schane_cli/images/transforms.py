@@ -93,7 +93,8 @@ class RandomViews:
     def many(self, images: Sequence[torch.Tensor], keys: np.ndarray) -> torch.Tensor:
         """One view of each image, by its key: uint8 (n, 3, size, size)."""
         augment = self.augment
-        draws = uniforms(keys, 2 * _ATTEMPTS + 14 + _STRONG)
+        is_strong = bool(augment.blur or augment.solarize or augment.erase)
+        draws = uniforms(keys, 2 * _ATTEMPTS + 14 + _STRONG * is_strong)
         shape, rest, strong = np.split(draws, [2 * _ATTEMPTS + 2, 2 * _ATTEMPTS + 14], axis=1)
         sizes = np.array([image.shape[1:] for image in images])
         boxes = crop_boxes(shape, sizes, augment.crop_scale, augment.crop_ratio).tolist()
@@ -102,11 +103,12 @@ class RandomViews:
         views = torch.empty(len(images), 3, self.size, self.size, dtype=torch.uint8)
         for view, image, box, flip, angle in zip(views, images, boxes, flips, angles, strict=True):
             view.copy_(self._cut(image, box, flip, angle))
-        own_keys = _mix(keys).tolist()  # not the keys themselves, whose streams the numbers above are of
+        own_keys = _mix(keys)  # not the keys themselves, whose streams the numbers above are of
         if self.policy is not None:
-            augmentation.apply_policy(views, self.policy, own_keys)
+            augmentation.apply_policy(views, self.policy, own_keys.tolist())
         self._recolor(views, rest)
-        self._distort(views, strong, own_keys)
+        if is_strong:
+            self._distort(views, strong, own_keys.tolist())
         return views
 
     def _distort(self, views: torch.Tensor, draws: np.ndarray, keys: list[int]) -> None:

@@ -16,8 +16,10 @@ import torch
 
 from schane_cli.datasets import huggingface
 from schane_cli.datasets.addresses import is_address
-from schane_cli.datasets.load import load_splits
+from schane_cli.datasets.load import listed_parts, load_splits
+from schane_cli.datasets.shards import TarImages
 from schane_cli.errors import BadRequest
+from schane_cli.images.content import number_of, with_content
 from schane_cli.recipe import DataRecipe
 from tests.sources import cifar100_parquet, shard
 
@@ -91,6 +93,40 @@ def test_shards_at_an_address_give_the_images_that_they_give_here(served: tuple[
         assert all(torch.equal(one.read(i), other.read(i)) for i in range(len(one)))
     lengths = [int(last) - int(first) for asked in Ranges.asked for first, last in [asked[6:].split("-")]]
     assert max(lengths) < 4000  # an image, not what lies behind it too
+
+
+def test_shards_at_an_address_are_indexed_once_until_one_changes(served: tuple[Path, str], tmp_path: Path) -> None:
+    folder, address = served
+    for split in ("train", "test"):
+        shard(folder / "shards" / f"{split}-0.tar", {f"{split}{i}": i % 2 for i in range(12)})
+    recipe = DataRecipe.model_validate({"dataset": f"wds:{address}/shards", "root": tmp_path / "root"})
+    first = listed_parts(recipe)
+    Ranges.asked.clear()
+    second = listed_parts(recipe)
+    assert Ranges.asked == []
+    assert second["train"].identity() == first["train"].identity()
+    assert torch.equal(second["test"].read(3), first["test"].read(3))
+    shard(folder / "shards" / "test-0.tar", {f"other{i}": i % 2 for i in range(20)})
+    assert len(listed_parts(recipe)["test"]) == 20
+
+
+def test_joining_the_splits_of_shards_reads_none_of_their_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "test"):
+        shard(tmp_path / f"{split}-0.tar", {f"{split}{i}": i % 2 for i in range(8)})
+    parts = listed_parts(DataRecipe.model_validate({"dataset": f"wds:{tmp_path}", "root": tmp_path}))
+    with monkeypatch.context() as patched:
+        patched.setattr(TarImages, "_read", lambda *_: pytest.fail("an image was read"))
+        whole = parts["train"].joined(parts["test"], "all")
+        swapped = whole.subset(np.array([9, 2]), "two")
+    assert len(whole) == 16
+    assert torch.equal(swapped.read(0), parts["test"].read(1))
+    assert torch.equal(swapped.read(1), parts["train"].read(2))
+    assert swapped.ids[0] == parts["test"].ids[1]
+    numbered = with_content({"all": whole}, lambda _: None)["all"]
+    assert numbered.content is not None
+    assert numbered.content[9] == number_of(parts["test"].images.sample(1))
 
 
 def test_shards_are_named_by_a_range_where_the_server_lists_no_folders(

@@ -2,21 +2,25 @@
 
 import io
 import json
+import multiprocessing
 import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from schane_cli.datasets import listing, remembered
 from schane_cli.datasets import load as load_module
 from schane_cli.datasets.check import check
-from schane_cli.datasets.load import load_splits
+from schane_cli.datasets.load import listed_parts, load_splits
 from schane_cli.datasets.prepare import info
 from schane_cli.datasets.split_names import choose_splits, split_of
 from schane_cli.errors import BadRequest
-from schane_cli.images import memory
+from schane_cli.images import imageset, memory
+from schane_cli.images.decode import read_image
 from schane_cli.images.splits import Splits
 from schane_cli.recipe import DataRecipe
 from schane_cli.terminal import Terminal
@@ -358,7 +362,8 @@ def test_a_test_split_of_minus_ones_is_known_before_training(tmp_path: Path) -> 
 def test_what_a_large_set_holds_is_remembered_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class_folders(tmp_path / "set", {"cat": 8, "dog": 8}, ".png")
     monkeypatch.setattr(memory, "IN_MEMORY_BYTES", 10)
-    monkeypatch.setattr(load_module, "_WORTH_REMEMBERING", 10)
+    monkeypatch.setattr(load_module, "WORTH_REMEMBERING", 10)
+    monkeypatch.setattr(remembered, "WORTH_REMEMBERING", 10)
     compared: list[int] = []
     real = load_module.with_content
     monkeypatch.setattr(load_module, "with_content", lambda *args: compared.append(1) or real(*args))
@@ -373,6 +378,66 @@ def test_what_a_large_set_holds_is_remembered_until_it_changes(tmp_path: Path, m
     assert len(compared) == 2
 
 
+def test_the_files_of_a_large_folder_are_listed_once_until_one_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "test"):
+        class_folders(tmp_path / "set" / split, {"cat": 6, "dog": 6}, ".png")
+    (tmp_path / "set" / "train" / "cat" / "notes.doc").touch()
+    monkeypatch.setattr(remembered, "WORTH_REMEMBERING", 10)
+    monkeypatch.setattr(listing, "_SETTLED_NANOSECONDS", 0)
+    walks: list[Path] = []
+    real = listing.list_images
+    monkeypatch.setattr(listing, "list_images", lambda *args: walks.append(args[0]) or real(*args))
+    recipe = DataRecipe.model_validate({"dataset": f"folder:{tmp_path}/set", "root": tmp_path / "root"})
+    first = listed_parts(recipe)
+    assert len(walks) == 4
+    second = listed_parts(recipe)
+    assert len(walks) == 4
+    assert {split: part.identity() for split, part in first.items()} == {
+        split: part.identity() for split, part in second.items()
+    }
+    assert first.notes == second.notes
+    write_image(tmp_path / "set" / "train" / "cat" / "new.png")
+    assert len(listed_parts(recipe)["train"]) == 13
+    assert len(walks) == 6  # test is as it was
+
+
+def test_a_folder_that_changed_a_moment_ago_is_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(tmp_path / "set", {"cat": 6, "dog": 6}, ".png")
+    monkeypatch.setattr(remembered, "WORTH_REMEMBERING", 10)
+    recipe = DataRecipe.model_validate({"dataset": f"folder:{tmp_path}/set", "root": tmp_path / "root"})
+    listed_parts(recipe)
+    state = os.stat(tmp_path / "set" / "cat")
+    write_image(tmp_path / "set" / "cat" / "new.png")
+    os.utime(tmp_path / "set" / "cat", ns=(state.st_atime_ns, state.st_mtime_ns))  # within one tick of its clock
+    assert len(listed_parts(recipe)["all"]) == 13
+
+
+def test_many_small_images_are_decoded_when_they_are_first_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_folders(tmp_path / "set", {"cat": 12, "dog": 12}, ".png")
+    whole = load(f"folder:{tmp_path}/set", root=tmp_path)
+    monkeypatch.setattr(memory, "AT_ONCE", 10)
+    decoded: list[Path] = []
+    monkeypatch.setattr(imageset, "read_image", lambda path: decoded.append(path) or read_image(path))
+    splits = load(f"folder:{tmp_path}/set", root=tmp_path)
+    assert decoded == []
+    assert splits.train.identity() == whole.train.identity()
+    for _ in range(2):
+        for i in range(len(splits.train)):
+            assert torch.equal(splits.train.read(i), whole.train.read(i))
+    both = splits.train.joined(splits.val, "trainval")
+    assert torch.equal(both.read(0), splits.train.read(0))
+    assert len(decoded) == len(splits.train)
+    process = multiprocessing.get_context("fork").Process(target=splits.test.read, args=(0,))
+    process.start()
+    process.join(timeout=60)
+    splits.test.read(0)  # what the other process decoded is here too
+    assert len(decoded) == len(splits.train)
+
+
 def test_a_column_that_looks_like_splits_is_said(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 4, "b": 4}, ".png")
     rows = [f"{name}/{name}_{i}.png,{name},{'train' if i else 'test'}" for name in "ab" for i in range(4)]
@@ -380,3 +445,73 @@ def test_a_column_that_looks_like_splits_is_said(tmp_path: Path) -> None:
     assert any(
         "column 'phase'" in note and "rename it to split" in note for note in load(f"csv:{tmp_path}/list.csv").notes
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("training", "validation", "evaluation"), (12, 12, 12)),
+        (("train", "test", "eval"), (12, 12, 12)),
+        (("trainval", "test"), (10, 2, 12)),
+        (("train", "trainval", "val", "test"), (12, 12, 12)),
+    ],
+)
+def test_evaluation_and_trainval_mean_what_the_other_names_leave(
+    names: tuple[str, ...], expected: tuple[int, int, int], tmp_path: Path
+) -> None:
+    for name in names:
+        class_folders(tmp_path / "folders" / name, {f"{name}_a": 6, f"{name}_b": 6}, ".png")
+        for letter in "ab":
+            (tmp_path / "folders" / name / f"{name}_{letter}").rename(tmp_path / "folders" / name / letter)
+        shard(tmp_path / "shards" / f"set-{name}-000.tar", {f"{name}{i}": i % 2 for i in range(12)})
+    assert sizes(load(f"folder:{tmp_path}/folders", root=tmp_path)) == expected
+    if "trainval" not in names or "train" not in names:  # several shards may be of one split
+        assert sizes(load(f"wds:{tmp_path}/shards", root=tmp_path)) == expected
+
+
+def test_class_names_written_otherwise_in_another_split_are_the_same_classes(tmp_path: Path) -> None:
+    for split, names in (("train", ("caf\u00e9", "zebra")), ("test", ("cafe\u0301", "zebra "))):
+        class_folders(tmp_path / split, dict.fromkeys(names, 6), ".png")
+    test = load(f"folder:{tmp_path}", root=tmp_path).test
+    assert test.class_names == ("caf\u00e9", "zebra")
+    assert [test.class_names[label] for label in test.labels] == ["caf\u00e9"] * 6 + ["zebra"] * 6
+
+
+def test_none_is_a_missing_label_among_numbers_and_a_class_among_words(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"a": 6, "b": 6}, ".png")
+    for name, one in (("numbers", "1"), ("words", "tumour")):
+        other = ["None", "None", *(["None"] * 4 if name == "words" else ["0"] * 4)]
+        rows = [f"a/a_{i}.png,{one}" for i in range(6)] + [f"b/b_{i}.png,{other[i]}" for i in range(6)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,label", *rows]))
+    assert load(f"csv:{tmp_path}/words.csv", root=tmp_path).train.class_names == ("None", "tumour")
+    with pytest.raises(BadRequest, match="2 images of all without a label: line 8, line 9"):
+        load(f"csv:{tmp_path}/numbers.csv", root=tmp_path)
+
+
+def test_paths_without_a_suffix_name_the_only_picture_of_that_name(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"a": 6, "b": 6}, ".png")
+    rows = [f"{c}/{c}_{i},{c}" for c in "ab" for i in range(6)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
+    assert sizes(load(f"csv:{tmp_path}/t.csv", root=tmp_path)) == (8, 2, 2)
+    write_image(tmp_path / "a" / "a_3.jpg")
+    with pytest.raises(BadRequest, match="a_3 is missing of 12 listed files"):
+        load(f"csv:{tmp_path}/t.csv", root=tmp_path)
+    (tmp_path / "t.xlsx").write_bytes(b"PK\3\4" + bytes(50))
+    with pytest.raises(BadRequest, match="is a spreadsheet, an archive or a parquet file"):
+        load(f"csv:{tmp_path}/t.xlsx", root=tmp_path)
+
+
+def test_a_shard_packed_from_a_dot_with_masks_is_read_and_one_file_or_a_range_named(tmp_path: Path) -> None:
+    for name in ("x-0", "x-1", "x-2"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for i in range(8):
+                write_image(tmp_path / "one.png")
+                content = (tmp_path / "one.png").read_bytes()
+                add(tar, f"./set/{name}{i}.png", content)
+                add(tar, f"./set/{name}{i}.mask.png", content)
+                add(tar, f"./set/{name}{i}.cls", str(i % 2).encode())
+    whole = load(f"wds:{tmp_path}", root=tmp_path)
+    assert sum(sizes(whole)) == 24
+    assert any("24 .mask" in note for note in whole.notes)
+    assert sum(sizes(load(f"wds:{tmp_path}/x-1.tar", root=tmp_path))) == 8
+    assert sum(sizes(load(f"wds:{tmp_path}/x-{{1..2}}.tar", root=tmp_path))) == 16
