@@ -84,7 +84,8 @@ def list_classes(folder: Path, classes: Sequence[str], base: Path, root: Path | 
 
 
 def _listed_classes(folder: Path, classes: Sequence[str], base: Path) -> dict[str, np.ndarray]:
-    packed, counts, folders = [], [], {}
+    packed, counts = [], []
+    folders: dict[str, int] = {}
     skipped: Counter[str] = Counter()
     for name in classes:
         listing = list_images(folder / name, base)
