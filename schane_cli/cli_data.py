@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from schane_cli.cli_output import Json, first_process_only, print_summary
+from schane_cli.errors import BadRequest
 from schane_cli.recipe import recipe_fields
 
 data_app = typer.Typer(no_args_is_help=True, help="Datasets by name: ls, info, prepare, check.")
@@ -89,6 +90,8 @@ def data_check(
     terminal = Terminal(json=json)
     settings = parse_set(assignments or ())
     require_source(name)
+    if write is not None and (not write.parent.is_dir() or (write.exists() and not write.is_file())):
+        raise BadRequest(f"--write {write}: no file can be written there; name one in a folder that is there")
     from schane_cli.datasets.check import check
 
     verdict = check(name, root, terminal, sample=None if decode_all else 500, settings=settings)

@@ -28,11 +28,9 @@ except ImportError:  # Windows: a second process on a folder is not noticed
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:  # whatever is refused by looking at a run folder alone costs no import of torch
-    import pandas as pd
     import torch
 
 RESULTS = Path("results")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # what a spreadsheet takes for a formula, and its own mark of text
 _LONGEST_LINE = 100_000  # characters
 State = Literal["none", "started", "stopped", "finished", "reported"]
 
@@ -432,36 +430,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """JSON, written completely or not at all. NaN and infinity become null."""
     write_text(path, json.dumps(plain(values), indent=2, allow_nan=False) + "\n")
-
-
-def write_csv(frame: "pd.DataFrame", path: Path, **options: Any) -> None:
-    """A table as CSV, written completely or not at all, in which a spreadsheet finds no formula.
-
-    A text that a spreadsheet would compute (`=cmd()`) or take for a mark of its own gets an apostrophe in front;
-    `read_csv` takes it away again.
-    """
-    safe = frame.map(_without_formula).rename(columns=_without_formula, index=_without_formula)
-    write_text(path, safe.to_csv(**options))
-
-
-def read_csv(path: Path, **options: Any) -> "pd.DataFrame":
-    """A table that `write_csv` wrote, its texts as they were; BadRequest where it cannot be read."""
-    import pandas as pd
-
-    try:
-        frame = pd.read_csv(path, keep_default_na=False, **options)
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return frame.map(_as_written).rename(columns=_as_written, index=_as_written)
-
-
-def _without_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-
-def _as_written(value: Any) -> Any:
-    marked = isinstance(value, str) and value.startswith("'") and value[1:].startswith(_FORMULA)
-    return value[1:] if marked else value
 
 
 def one_line(text: str) -> str:

@@ -1,6 +1,5 @@
 """The run folder as a state machine: what a dead process left, what a living one holds, what is refused."""
 
-import csv
 import json
 import os
 import shutil
@@ -8,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from schane_cli.commands.finetune import finetune
@@ -17,7 +14,7 @@ from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.models.files import read_tensors
 from schane_cli.preflight import resumed_recipe, run_to_resume
 from schane_cli.recipe import to_yaml
-from schane_cli.run import RunFolder, read_csv, remove_dead, temporary, write_csv
+from schane_cli.run import RunFolder, remove_dead, temporary
 from schane_cli.terminal import Terminal
 from tests.conftest import run_cli
 from tests.jobs import TINY, run_tiny, tiny_recipe
@@ -253,37 +250,6 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one_whole(
     monkeypatch.undo()
     assert run.summary_file.read_bytes() == before
     assert not list(run.path.glob(".*"))
-
-
-NAMES = [
-    "=cmd|' /C calc'!A0",
-    "+1",
-    "-2",
-    "@SUM(A1)",
-    "\ttab",
-    "'quoted",
-    "'=both",
-    "a\nb",
-    'a,"b"',
-    "[/red]\x1b[31m",
-    "NA",
-    "",
-]
-
-
-def test_texts_in_csv_tables_are_no_formulas_and_come_back_as_they_were(tmp_path: Path) -> None:
-    table = pd.DataFrame({"class": NAMES, "accuracy": np.linspace(-1, 1, len(NAMES))})
-    write_csv(table, tmp_path / "table.csv", index=False)
-    with (tmp_path / "table.csv").open(newline="") as file:
-        cells = [row[0] for row in csv.reader(file)]
-    assert len(cells) == 1 + len(NAMES)
-    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
-    back = read_csv(tmp_path / "table.csv", dtype={"class": str})
-    assert back["class"].tolist() == NAMES
-    np.testing.assert_allclose(back["accuracy"], table["accuracy"])
-    counts = pd.DataFrame([[1, 2], [3, 4]], index=pd.Index(["=a", "b"], name="label"), columns=["=a", "b"])
-    write_csv(counts, tmp_path / "counts.csv")
-    assert read_csv(tmp_path / "counts.csv", index_col=0, dtype={"label": str}).equals(counts)
 
 
 def test_a_name_with_a_newline_stays_in_the_comment_of_recipe_yaml(tmp_path: Path) -> None:

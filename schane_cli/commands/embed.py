@@ -26,7 +26,8 @@ from schane_cli.metrics.resampling import Floats, Ints
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.preflight import EmbedOptions
 from schane_cli.recipe import Recipe, build_recipe
-from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label, write_csv
+from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label
+from schane_cli.spreadsheets import write_csv
 from schane_cli.terminal import Terminal
 
 Result = TypeVar("Result")

@@ -13,6 +13,7 @@ from schane_cli.images.imageset import ImageSet, Names
 from schane_cli.metrics import embedding as quality
 from schane_cli.metrics.projection2d import principal_components
 from schane_cli.run import RunFolder
+from schane_cli.spreadsheets import read_csv
 from schane_cli.terminal import Terminal
 
 
@@ -31,7 +32,7 @@ def read_embedded(path: Path, terminal: Terminal) -> Embedded:
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise BadRequest(f"{missing} is not there, so the page cannot be made again; run schane embed once more")
-    points = pd.read_csv(run.points_table, dtype={"checkpoint": str, "id": str}, keep_default_na=False)
+    points = read_csv(run.points_table, dtype={"checkpoint": str, "id": str})
     tables = [_shown(pd.read_parquet(file), points) for file in files]
     class_names = _class_names(tables)
     images = ImageSet(

@@ -18,6 +18,7 @@ from schane_cli.metrics.projection2d import tsne, umap
 from schane_cli.metrics.resampling import Floats, Ints
 from schane_cli.preflight import PROJECTIONS, require_choice
 from schane_cli.run import RunFolder, new_run_path, plain
+from schane_cli.spreadsheets import write_csv
 from schane_cli.terminal import Terminal
 
 FEWEST = 4
@@ -60,7 +61,7 @@ def embed_unlabelled(
     run.create(predictor.recipes[0], f"embed {checkpoint} --images {' '.join(sources)}")
     rows = np.array([row["index"] for row in table])
     _write(run, images, rows, table, vectors, points, near, far, terminal)
-    pd.DataFrame(broken, columns=["path", "error"]).to_csv(run.unreadable_table, index=False)
+    write_csv(pd.DataFrame(broken, columns=["path", "error"]), run.unreadable_table, index=False)
     summary = {
         "command": "embed",
         "checkpoints": [str(one.path) for one in predictor.models],
@@ -128,12 +129,11 @@ def _write(
     frame = pd.DataFrame(table).drop(columns=["index", "hash"])
     frame["outlier_score"] = near.outlier_score
     frame.assign(embedding=list(vectors.astype(np.float32))).to_parquet(run.embeddings_table(), index=False)
-    frame.assign(x=points[:, 0], y=points[:, 1]).to_csv(run.points_table, index=False, float_format="%.6g")
+    write_csv(frame.assign(x=points[:, 0], y=points[:, 1]), run.points_table, index=False, float_format="%.6g")
     first, second = near.duplicates.T
     paths = frame.path.to_numpy()
-    pd.DataFrame({"first": paths[first], "second": paths[second], "cosine": near.duplicate_cosine.round(4)}).to_csv(
-        run.duplicates_table, index=False
-    )
+    pairs = {"first": paths[first], "second": paths[second], "cosine": near.duplicate_cosine.round(4)}
+    write_csv(pd.DataFrame(pairs), run.duplicates_table, index=False)
     chosen = [("duplicate", a, b) for a, b in near.duplicates[:SHOWN].tolist()] + [
         ("outlier", i, -1) for i in far[:SHOWN]
     ]

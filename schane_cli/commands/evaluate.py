@@ -24,7 +24,8 @@ from schane_cli.metrics.intervals import Estimate
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.preflight import SPLITS, require_choice
 from schane_cli.recipe import DataRecipe, Recipe
-from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label, write_csv
+from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label
+from schane_cli.spreadsheets import write_csv
 from schane_cli.terminal import Terminal
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from schane_cli.metrics.registry import METRICS
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.models.model import SchaneModel
 from schane_cli.recipe import FewshotRecipe, Recipe
-from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label, write_csv
+from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label
+from schane_cli.spreadsheets import write_csv
 from schane_cli.terminal import Terminal
 from schane_cli.training.job import announce, describe, prepare, train
 from schane_cli.training.trainer import Job

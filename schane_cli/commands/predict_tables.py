@@ -20,6 +20,7 @@ from schane_cli.images.imageset import Files, ImageSet
 from schane_cli.images.thumbnail import thumbnail_webp
 from schane_cli.preflight import PredictOptions
 from schane_cli.run import RunFolder, temporary
+from schane_cli.spreadsheets import csv_text
 from schane_cli.terminal import Terminal
 
 UNSURE = "unsure"
@@ -134,12 +135,12 @@ def assemble(
     writer: pq.ParquetWriter | None = None
     parts = sorted(run.parts.glob("*.parquet"))
     with terminal.task("writing the table", len(parts), "part") as task, ExitStack() as stack:
-        table = stack.enter_context((run.predictions_table).open("w", newline=""))
-        errors = stack.enter_context((run.unreadable_table).open("w", newline=""))
+        table = stack.enter_context(run.predictions_table.open("w", newline="", encoding="utf-8"))
+        errors = stack.enter_context(run.unreadable_table.open("w", newline="", encoding="utf-8"))
         for path in parts:
             frame = pd.read_parquet(path)
             unreadable = frame[frame.error.notna()]
-            unreadable[["path", "error"]].to_csv(errors, index=False, header=broken == 0 and errors.tell() == 0)
+            errors.write(csv_text(unreadable[["path", "error"]], index=False, header=errors.tell() == 0))
             broken += len(unreadable)
             good = frame[frame.error.isna()].drop(columns="error")
             task.advance()
@@ -148,15 +149,14 @@ def assemble(
             rows = pa.Table.from_pandas(good.drop(columns="index"), preserve_index=False)
             if writer is None:
                 writer = stack.enter_context(pq.ParquetWriter(run.full_predictions_table, rows.schema))
-            good.drop(columns=["index", "embedding"], errors="ignore").to_csv(
-                table, index=False, header=table.tell() == 0, float_format="%.6f"
-            )
+            cells = good.drop(columns=["index", "embedding"], errors="ignore")
+            table.write(csv_text(cells, index=False, header=table.tell() == 0, float_format="%.6f"))
             writer.write_table(rows.cast(writer.schema))
             counts.update(good.prediction)
             confidence_sum += float(good.confidence.sum())
             page = _most_and_least(pd.concat([page, good[page.columns]] if len(page) else [good[page.columns]]), quota)
     if not broken:
-        (run.unreadable_table).unlink()
+        run.unreadable_table.unlink()
     return Assembled(total - broken, dict(counts.most_common()), confidence_sum, page)
 
 

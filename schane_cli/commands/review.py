@@ -30,6 +30,7 @@ from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.preflight import REVIEW_SPLITS, SPLITS, require_choice
 from schane_cli.recipe import build_recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, plain, recipe_label
+from schane_cli.spreadsheets import write_csv
 from schane_cli.terminal import Terminal
 
 SHOWN = 300  # images of a kind on the page
@@ -187,7 +188,7 @@ def write_tables(run: RunFolder, reviewed: Reviewed, terminal: Terminal) -> int:
     suggested = reviewed.suggested
     rank = np.full(len(images), -1)
     rank[reviewed.issues] = np.arange(len(reviewed.issues))
-    pd.DataFrame(
+    table = pd.DataFrame(
         {
             "path": paths,
             "split": reviewed.split,
@@ -199,9 +200,10 @@ def write_tables(run: RunFolder, reviewed: Reviewed, terminal: Terminal) -> int:
             "issue_rank": np.where(rank < 0, "", (rank + 1).astype(str)),
             "outlier_score": near.outlier_score.round(6),
         }
-    ).to_csv(run.review_table, index=False)
+    )
+    write_csv(table, run.review_table, index=False)
     first, second = near.duplicates.T
-    pd.DataFrame(
+    pairs = pd.DataFrame(
         {
             "first": paths[first],
             "second": paths[second],
@@ -212,10 +214,13 @@ def write_tables(run: RunFolder, reviewed: Reviewed, terminal: Terminal) -> int:
             "cosine": near.duplicate_cosine.round(4),
             "bits": near.duplicate_bits,
         }
-    ).to_csv(run.duplicates_table, index=False)
+    )
+    write_csv(pairs, run.duplicates_table, index=False)
     sure = [i for i in reviewed.issues if reviewed.suggested_chance[i] > 0.5]  # only these are applied without a look
-    pd.DataFrame({"path": paths[sure], "label": names[suggested[sure]]}).to_csv(run.relabel_table, index=False)
-    pd.DataFrame({"path": paths[redundant(near.duplicates)]}).to_csv(run.exclude_table, index=False)
+    relabel = pd.DataFrame({"path": paths[sure], "label": names[suggested[sure]]})
+    write_csv(relabel, run.relabel_table, index=False)
+    exclude = pd.DataFrame({"path": paths[redundant(near.duplicates)]})
+    write_csv(exclude, run.exclude_table, index=False)
     shown_rows(reviewed, paths, names, suggested, terminal).to_parquet(run.shown_table, index=False)
     return len(sure)
 

@@ -1,12 +1,12 @@
 """`schane data check`: counts per split, images that decode, images that two splits share, and a verdict."""
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from schane_cli.datasets.catalog import Dataset, known_dataset
 from schane_cli.datasets.load import listed_parts, numbered
@@ -16,6 +16,7 @@ from schane_cli.images.imageset import Files, ImageSet
 from schane_cli.images.memory import fits_in_memory, read_all
 from schane_cli.images.splits import complete
 from schane_cli.recipe import build_recipe
+from schane_cli.spreadsheets import write_csv
 from schane_cli.terminal import Terminal
 
 _SHOWN = 5
@@ -44,8 +45,7 @@ class Verdict:
     def write_bad(self, file: Path) -> None:
         """The bad images as a CSV of path and reason, which `data.exclude` takes; BadRequest where it cannot be."""
         try:
-            with file.open("w", newline="", encoding="utf-8") as handle:
-                csv.writer(handle).writerows([("path", "reason"), *self.bad])
+            write_csv(pd.DataFrame(self.bad, columns=["path", "reason"]), file, index=False)
         except OSError as error:
             raise BadRequest(f"{file} cannot be written: {error.strerror or error}") from None
 

@@ -12,6 +12,7 @@ from schane_cli.datasets.parts import Parts
 from schane_cli.datasets.split_names import SPLITS, split_of_each
 from schane_cli.errors import BadRequest, nearest
 from schane_cli.recipe import DataRecipe
+from schane_cli.spreadsheets import as_written
 
 _DELIMITERS = (",", ";", "\t", "|")
 _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -97,6 +98,9 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[Row]:
 def read_table_file(file: Path, columns: Sequence[str]) -> tuple[list[Row], list[int]]:
     """The rows of a table, by column in lower case and stripped of spaces, and the line of each.
 
+    An apostrophe before a sign that would begin a formula marks a text, as it does in a spreadsheet: `'=a.png` is the
+    file `=a.png`.
+
     Raises:
         BadRequest: a file that cannot be read, a missing column, a row with more or fewer fields than the header.
     """
@@ -117,7 +121,7 @@ def read_table_file(file: Path, columns: Sequence[str]) -> tuple[list[Row], list
                 raise BadRequest(
                     f"{file} line {reader.line_num + skipped} does not have the {len(header)} fields of the header"
                 )
-            rows.append(dict(zip(header, (field.strip() for field in fields), strict=True)))
+            rows.append(dict(zip(header, (as_written(field.strip()) for field in fields), strict=True)))
             numbers.append(reader.line_num + skipped)
     except csv.Error as error:
         raise BadRequest(f"{file} line {reader.line_num + skipped} cannot be read: {error}") from None

@@ -21,7 +21,8 @@ from schane_cli.errors import BadRequest
 from schane_cli.metrics.registry import metric as registered
 from schane_cli.reports import plots
 from schane_cli.reports.pages import drawn, write_page
-from schane_cli.run import RunFolder, one_line, read_json, write_csv, write_json, write_text
+from schane_cli.run import RunFolder, one_line, read_json, write_json, write_text
+from schane_cli.spreadsheets import write_csv
 from schane_cli.terminal import Terminal, figures_table
 
 NOTE = (

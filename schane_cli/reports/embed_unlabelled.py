@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from schane_cli.reports import plots
 from schane_cli.reports.pages import Picture, data_url, drawn, write_page
 from schane_cli.run import RunFolder
+from schane_cli.spreadsheets import read_csv
 from schane_cli.terminal import Terminal, figures_table
 
 
@@ -17,7 +18,7 @@ def unlabelled_report(run: Path, terminal: Terminal) -> None:
     """Map, near-duplicates and outliers of images without labels."""
     folder = RunFolder(run)
     summary = folder.read_summary()
-    points, shown = pd.read_csv(folder.points_table), pd.read_parquet(folder.shown_table)
+    points, shown = read_csv(folder.points_table), pd.read_parquet(folder.shown_table)
     names = {"tsne": f"t-SNE, perplexity {summary['perplexity'] or 0:g}", "umap": "UMAP"}
     how = names[summary["projection"]]
     rows = [

@@ -6,7 +6,8 @@ from typing import Any
 from schane_cli.metrics.registry import METRICS
 from schane_cli.reports import plots
 from schane_cli.reports.pages import drawn, write_page
-from schane_cli.run import RunFolder, read_csv
+from schane_cli.run import RunFolder
+from schane_cli.spreadsheets import read_csv
 from schane_cli.terminal import Terminal, figures_table
 
 EPISODES, DISJOINT = METRICS["fewshot_accuracy"], METRICS["disjoint_accuracy"]

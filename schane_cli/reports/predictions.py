@@ -13,7 +13,8 @@ from PIL import Image
 from schane_cli.metrics.registry import METRICS, PLAIN_SHARE
 from schane_cli.reports import plots
 from schane_cli.reports.pages import Picture, drawn, thumbnail
-from schane_cli.run import RunFolder, read_csv
+from schane_cli.run import RunFolder
+from schane_cli.spreadsheets import read_csv
 
 CLASS_COLUMNS = ("class", f"{METRICS['accuracy'].label} (95 % interval)", "n")
 PAIR_COLUMNS = ("label", "taken for", "images", f"{PLAIN_SHARE.unit} of the label")

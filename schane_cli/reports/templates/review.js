@@ -41,10 +41,12 @@ document.addEventListener('keydown', event => {
   } else if (card && event.key === '0') decide(card, null)
 })
 
-const quoted = text => /[",\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text
+// A text that a spreadsheet would compute goes behind an apostrophe, as in spreadsheets.py.
+const safe = text => /^[=+\-@\t\r']/.test(text) ? "'" + text : text
+const quoted = text => /[",\n\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text
 
 function download(name, head, rows) {
-  const lines = [head, ...rows].map(row => row.map(quoted).join(','))
+  const lines = [head, ...rows].map(row => row.map(safe).map(quoted).join(','))
   const link = document.createElement('a')
   link.href = URL.createObjectURL(new Blob([lines.join('\n') + '\n'], { type: 'text/csv' }))
   link.download = name
