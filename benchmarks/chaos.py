@@ -362,7 +362,7 @@ def draw_nothing() -> None:
     Image.new("RGB", (8, 8)).save(blank, "PNG")
 
     def save(figure: object, path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(blank.getvalue())
         return path
 
@@ -385,8 +385,9 @@ def prepare(folder: Path) -> Path:
 
 
 def kept(template: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file that the cases read, which none of them may change."""
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in template.rglob("*") if path.is_file()}
+    """Size and time of every file that the cases read; none may change them, but for the links in a run's page."""
+    files = [path for path in template.rglob("*") if path.is_file() and path.name != "report.html"]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 @dataclass(frozen=True)

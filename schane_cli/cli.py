@@ -43,6 +43,7 @@ from schane_cli.recipe import (
     resolve_recipe,
 )
 from schane_cli.run import RunFolder, new_run_path
+from schane_cli.timm_names import require_backbone
 
 if TYPE_CHECKING:
     from schane_cli.terminal import Terminal
@@ -99,7 +100,9 @@ def _resolve(
     resolved, changed = resolve_recipe(recipe=recipe, dataset=values.get("data.dataset"), overrides=given)
     require_machine(resolved.flat())
     require_known(resolved)
-    _require_data(resolved.data.dataset)
+    _require_data(resolved.data.dataset, resolved.data.root)
+    if command == "finetune":
+        _refuse_fewshot(resolved.data.dataset)
     if resume != "auto":
         require_place(out)
     for line in changed:
@@ -107,13 +110,19 @@ def _resolve(
     return resolved
 
 
-def _require_data(names: str | None) -> None:
-    """BadRequest for datasets, given as A,B, that are not known or not there."""
+def _require_data(names: str | None, root: Path | None = None) -> None:
+    """BadRequest for datasets, given as A,B, that are not known or not there; with `root`, not in it."""
     if names:
         from schane_cli.datasets.catalog import require_source
 
         for name in names.split(","):
-            require_source(name)
+            require_source(name, root)
+
+
+def _refuse_fewshot(name: str) -> None:
+    from schane_cli.datasets.catalog import refuse_fewshot
+
+    refuse_fewshot(name)
 
 
 def _to_resume(command: str, resume: str | None, recipe: Recipe, out: Path | None, terminal: "Terminal") -> Path | None:
@@ -257,7 +266,7 @@ def fewshot(
     values = {**(protocol_values(protocol) if protocol else {}), **values}
     if checkpoints:
         refuse_training_values(values)
-        _require_data(values.get("data.dataset"))
+        _require_data(values.get("data.dataset"), values.get("data.root"))
         require_place(out)
         for checkpoint in checkpoints:
             find_checkpoint(checkpoint)
@@ -359,7 +368,7 @@ def evaluate(
     find_checkpoint(checkpoint)
     require_choice("split", split, SPLITS)
     for names in (dataset, ood):
-        _require_data(names)
+        _require_data(names, values.get("data.root"))
     require_place(out)
     _end_if_only_the_page_is_missing(out, json, terminal)
 
@@ -483,7 +492,7 @@ def embed(
     options.check()
     for checkpoint in checkpoints:
         find_checkpoint(checkpoint)
-    _require_data(values.get("data.dataset"))
+    _require_data(values.get("data.dataset"), values.get("data.root"))
     require_place(out)
     require_choice("--projection", projection, PROJECTIONS)
     if (images or projection != "tsne") and (
@@ -630,6 +639,8 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Look at this machine and test the parts that results depend on, in about half a minute."""
+    if "model.backbone" in values:
+        require_backbone(values["model.backbone"])
     from schane_cli.commands.doctor import doctor as run_doctor
     from schane_cli.terminal import Terminal
 
@@ -700,7 +711,8 @@ def study(
     from schane_cli.commands.study_file import read_study, recipes_of
 
     for recipe in recipes_of(read_study(file), machine):
-        _require_data(recipe.data.dataset)
+        require_known(recipe)
+        _require_data(recipe.data.dataset, recipe.data.root)
     require_package("schane study needs Optuna", "study", "optuna")
     from schane_cli.commands.study import study as run_study
     from schane_cli.reports.study import study_report

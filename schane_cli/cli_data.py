@@ -89,7 +89,7 @@ def data_check(
 
     terminal = Terminal(json=json)
     settings = parse_set(assignments or ())
-    require_source(name)
+    require_source(name, root)
     if write is not None and (not write.parent.is_dir() or (write.exists() and not write.is_file())):
         raise BadRequest(f"--write {write}: no file can be written there; name one in a folder that is there")
     from schane_cli.datasets.check import check

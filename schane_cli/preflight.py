@@ -13,8 +13,9 @@ from typing import Any
 
 from schane_cli import plugins
 from schane_cli.errors import BadRequest, nearest
-from schane_cli.recipe import Recipe, build_recipe, differences, set_key
+from schane_cli.recipe import Recipe, TrainRecipe, build_recipe, differences, set_key
 from schane_cli.run import RESULTS, RunFolder, refuse_existing
+from schane_cli.timm_names import require_backbone, require_optimizer, require_policy
 
 SPLITS = ("train", "val", "test")
 REVIEW_SPLITS = (*SPLITS, "all")
@@ -31,6 +32,27 @@ CLASSIFIER_NAMES = (
     "bd-cspn",
     "laplacianshot",
 )  # of fewshot.classifiers, which a test compares
+# Arguments of timm.create_model that users cannot set, and what to do instead. Those of the first table only say
+# where weights come from: the recipe of an old checkpoint may hold them, and loading it ignores them.
+SOURCE_ARGUMENTS = {
+    "pretrained": "model.weights says which weights a run starts from",
+    "checkpoint_path": "pass the file by --init",
+    "pretrained_cfg": "model.weights says which weights a run starts from; pretrained_cfg_overlay sets preprocessing",
+    "pretrained_model_args": "model.weights says which weights a run starts from",
+    "pretrained_strict": "model.weights says which weights a run starts from",
+    "pretrained_filter_fn": "model.weights says which weights a run starts from",
+    "cache_dir": "the environment variable HF_HUB_CACHE sets it",
+}
+_OWNED_ARGUMENTS = {
+    "num_classes": "the dataset says how many classes there are",
+    "features_only": "a run needs the whole backbone",
+    "out_indices": "a run needs the whole backbone",
+    "model_cfg": "choose another --backbone",
+    "feature_cfg": "a run needs the whole backbone",
+    "scriptable": "it serves only TorchScript",
+    "exportable": "schane export needs no preparation",
+    "no_jit": "it serves only TorchScript",
+}
 _WEIGHTS_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,4})?")
 
@@ -148,14 +170,73 @@ def require_images(sources: Sequence[str]) -> None:
 
 
 def require_known(recipe: Recipe) -> None:
-    """BadRequest for a few-shot classifier that nobody has, or a weights file that is not there."""
+    """BadRequest for a name in the recipe that nobody has, or a file of it that is not there."""
     known = [*CLASSIFIER_NAMES, *plugins.plugin_names(plugins.CLASSIFIERS)]
     for name in recipe.fewshot.classifier:
         if name not in known:
             raise BadRequest(f"unknown classifier {name!r}{nearest(name, known)}; known: {', '.join(known)}")
-    weights = Path(recipe.model.weights)
-    if weights.suffix in _WEIGHTS_SUFFIXES and ":" not in recipe.model.weights and not weights.expanduser().exists():
+    require_optimizer(recipe.train.optimizer)
+    require_backbone(recipe.model.backbone)
+    require_arguments(recipe.model.args)
+    for key, views in (("augment.policy", recipe.augment), ("augment.second.policy", recipe.augment.second_view)):
+        if views is not None:
+            require_policy(views.policy, key)
+    _require_files(recipe)
+    require_combinations(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _require_files(recipe: Recipe) -> None:
+    """BadRequest for weights to start from, or a list of corrections, that are not there."""
+    weights, kind = recipe.model.weights, recipe.model.weights.partition(":")
+    if kind[0] == "local-dir" and not Path(kind[2]).expanduser().is_dir():
+        raise BadRequest(f"no folder at {kind[2]}, which model.weights names")
+    if Path(weights).suffix in _WEIGHTS_SUFFIXES and ":" not in weights and not Path(weights).expanduser().exists():
         raise BadRequest(f"no checkpoint or run folder at {weights}")
+    for key, file in (("data.exclude", recipe.data.exclude), ("data.relabel", recipe.data.relabel)):
+        if file is not None and not file.expanduser().exists():
+            raise BadRequest(f"{file} cannot be read: {key} names it, and it is not there")
+
+
+def require_arguments(arguments: Mapping[str, Any]) -> None:
+    """BadRequest for one of `model.args` that users cannot set."""
+    for key in arguments:
+        if key in SOURCE_ARGUMENTS | _OWNED_ARGUMENTS:
+            raise BadRequest(f"model.args cannot hold {key!r}: {(SOURCE_ARGUMENTS | _OWNED_ARGUMENTS)[key]}")
+    if arguments.get("in_chans", 3) != 3:
+        raise BadRequest(f"model.args: in_chans {arguments['in_chans']} is not possible; images have three channels")
+    if arguments.get("global_pool", "avg") == "":
+        raise BadRequest("model.args: an empty global_pool leaves no pooled feature to train on; leave it out")
+
+
+def require_combinations(recipe: Recipe, processes: int) -> None:
+    """BadRequest for values of the training that exclude each other, or that this many processes cannot share."""
+    settings = recipe.train
+    if settings.sharding == "fsdp":
+        _require_sharding(settings, processes)
+        if recipe.model.lora_rank:
+            raise BadRequest("model.lora_rank goes without train.sharding fsdp, which would split fixed weights too")
+    if recipe.model.lora_rank and settings.batchnorm == "running":
+        raise BadRequest(
+            "model.lora_rank keeps BatchNorm's statistics, which belong to the weights that are not stored; leave out "
+            "train.batchnorm=running"
+        )
+    if settings.epochs and settings.batch_size < processes:
+        raise BadRequest(f"batch size {settings.batch_size} is smaller than the {processes} processes")
+
+
+def _require_sharding(settings: TrainRecipe, processes: int) -> None:
+    """BadRequest for what cannot be combined with a model that is split over processes."""
+    if processes == 1:
+        raise BadRequest("train.sharding fsdp splits the model over processes; start several with torchrun")
+    if settings.batch_size % processes:
+        raise BadRequest(
+            f"train.sharding fsdp needs equal parts: batch size {settings.batch_size} is not divisible by "
+            f"{processes} processes"
+        )
+    if settings.ema_decay or settings.compile or settings.head_epochs:
+        raise BadRequest(
+            "train.sharding fsdp cannot be combined with train.ema_decay, train.compile and train.head_epochs"
+        )
 
 
 def require_epochs(recipe: Recipe) -> None:

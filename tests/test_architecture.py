@@ -23,14 +23,18 @@ TOP = {
     "run",
     "spreadsheets",
     "terminal",
+    "timm_names",
 }
 # A package may import itself, the packages named here, and the modules named here that belong to none.
 ALLOWED = {
     "losses": {"packages": set(), "modules": set()},
     "fewshot": {"packages": set(), "modules": {"checks", "errors"}},
     "metrics": {"packages": set(), "modules": {"checks"}},
-    "images": {"packages": set(), "modules": {"errors", "recipe", "distributed"}},
-    "models": {"packages": {"images"}, "modules": {"errors", "preflight", "recipe", "run", "distributed"}},
+    "images": {"packages": set(), "modules": {"errors", "recipe", "distributed", "timm_names"}},
+    "models": {
+        "packages": {"images"},
+        "modules": {"errors", "preflight", "recipe", "run", "distributed", "timm_names"},
+    },
     "datasets": {
         "packages": {"images"},
         "modules": {"errors", "plugins", "recipe", "run", "spreadsheets", "terminal", "distributed"},
@@ -41,7 +45,7 @@ ALLOWED = {
     },
     "training": {
         "packages": {"features", "images", "losses", "metrics", "models"},
-        "modules": {"errors", "plugins", "recipe", "run", "terminal", "distributed"},
+        "modules": {"errors", "plugins", "preflight", "recipe", "run", "terminal", "timm_names", "distributed"},
     },
     "commands": {
         "packages": {"datasets", "features", "fewshot", "images", "losses", "metrics", "models", "training"},

@@ -18,6 +18,7 @@ __all__ = [
     "find_dataset",
     "known_dataset",
     "parse_source",
+    "refuse_fewshot",
     "register",
     "require_ready",
     "require_source",
@@ -103,13 +104,27 @@ def parse_source(name: str) -> tuple[str, str] | None:
     return kind, place
 
 
-def require_source(name: str) -> None:
-    """BadRequest for a name that no dataset has, or a place that does not exist; nothing is read."""
+def require_source(name: str, root: Path | None = None) -> None:
+    """BadRequest for a name that no dataset has, or a place that does not exist; nothing is read.
+
+    With `root` the files of a dataset known by name must lie there.
+    """
     parsed = parse_source(name)
     if parsed is None:
-        find_dataset(name)
+        dataset = find_dataset(name)
+        if root is not None:
+            require_ready(dataset, root)
         return
     kind, place = parsed
     first = next(iter(expanded(place))) if kind == "wds" else place
     if kind != "hfds" and not is_address(place) and not Path(first).expanduser().exists():
         raise BadRequest(f"dataset {'file' if kind == 'csv' else 'folder'} {Path(place).expanduser()} does not exist")
+
+
+def refuse_fewshot(name: str) -> None:
+    """BadRequest for a few-shot dataset where one is to be classified."""
+    dataset = known_dataset(name)
+    if dataset is not None and dataset.fewshot:
+        raise BadRequest(
+            f"{name} is a few-shot dataset, whose splits share no class; use `schane fewshot --dataset {name}`"
+        )

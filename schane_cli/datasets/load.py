@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from schane_cli.datasets.catalog import Dataset, known_dataset
+from schane_cli.datasets.catalog import Dataset, known_dataset, refuse_fewshot
 from schane_cli.datasets.corrections import corrected
 from schane_cli.datasets.parts import Parts
 from schane_cli.datasets.remembered import WORTH_REMEMBERING, remembered
@@ -53,12 +53,7 @@ def load_splits(recipe: DataRecipe) -> Splits:
     Raises:
         BadRequest: unknown dataset, files missing, an empty class folder, a corrupt image, a few-shot dataset.
     """
-    dataset = known_dataset(recipe.dataset)
-    if dataset is not None and dataset.fewshot:
-        raise BadRequest(
-            f"{recipe.dataset} is a few-shot dataset, whose splits share no class; use `schane fewshot --dataset "
-            f"{recipe.dataset}`"
-        )
+    refuse_fewshot(recipe.dataset)
     parts = source_parts(recipe)
     notes = [*parts.notes, *_official(recipe.dataset)]
     if recipe.leave_out_shared:

@@ -5,7 +5,6 @@ seeded by its own key and then put back, so that a view stays a function of its 
 """
 
 import random
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,20 +22,13 @@ from timm.data.auto_augment import posterize as timm_posterize
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from schane_cli.errors import BadRequest, nearest
+from schane_cli.errors import BadRequest
 from schane_cli.recipe import AugmentRecipe
+from schane_cli.timm_names import TRIVIAL_AUGMENT, require_policy
 
 Picture = Image.Image
 Policy = Callable[[Picture], Picture]
 
-# The options that timm reads after the first word of a policy; it silently ignores others.
-_TIMM_OPTIONS = {
-    "rand": ("m", "n", "p", "mstd", "mmax", "inc", "t"),
-    "augmix": ("m", "w", "d", "a", "b", "mstd"),
-    **dict.fromkeys(("v0", "v0r", "original", "originalr", "3a"), ("mstd",)),
-}
-_TIMM_SETS = ("weights", "3a", "3aw")  # of operations, in rand-t<set>
-_TRIVIAL = "ta_wide"  # as torchvision's own training scripts spell TrivialAugmentWide
 _FILL = (128, 128, 128)
 _TRIALS = 32
 _BLUR_SIGMA = (0.1, 2.0)  # pixels; SimCLR, BYOL and DINO draw from this range
@@ -70,9 +62,9 @@ def make_policy(name: str, size: int, key: str = "augment.policy") -> Policy:
     Raises:
         BadRequest: a policy, or an option of one, that they do not know; it names `key`.
     """
-    if name == _TRIVIAL:
+    if name == TRIVIAL_AUGMENT:
         return v2.TrivialAugmentWide()
-    _refuse_unknown(name, key)
+    require_policy(name, key)
     make: Any = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}.get(
         name.partition("-")[0], auto_augment_transform
     )
@@ -103,23 +95,6 @@ def _posterize(picture: Picture, bits_to_keep: int, **_: Any) -> Picture:
     """timm's posterize, of which 0 bits leave black. Pillow 13 refuses 0 bits, which timm asks for at magnitude 10:
     rand-m9-mstd0.5-inc1 draws it for about one picture in 650."""
     return timm_posterize(picture, bits_to_keep) if bits_to_keep > 0 else Image.new("RGB", picture.size)
-
-
-def _refuse_unknown(name: str, key: str) -> None:
-    first, *options = name.split("-")
-    known = ("none", _TRIVIAL, *_TIMM_OPTIONS)
-    if first not in _TIMM_OPTIONS:
-        raise BadRequest(
-            f"{key}: unknown policy {name!r}{nearest(first, known)}; known: rand-m9-mstd0.5-inc1 and the like (timm's "
-            f"RandAugment), {', '.join(word for word in known if word != 'rand')}"
-        )
-    allowed = ", ".join(_TIMM_OPTIONS[first])
-    for option in options:
-        number = re.fullmatch(r"([a-z]+?)(\d+(?:\.\d+)?)", option)
-        operations = first == "rand" and option in {f"t{name}" for name in _TIMM_SETS}
-        if not operations and (number is None or number[1] not in _TIMM_OPTIONS[first] or number[1] == "t"):
-            sets = f"; t takes {', '.join(_TIMM_SETS)}" if first == "rand" else ""
-            raise BadRequest(f"{key}: {name!r} has the unknown option {option!r}; {first} takes {allowed}{sets}")
 
 
 @contextmanager

@@ -10,37 +10,12 @@ from torch import nn
 
 from schane_cli.errors import BadRequest, SchaneError, nearest
 from schane_cli.models import resnet12  # noqa: F401 (registers the few-shot literature's backbone with timm)
+from schane_cli.preflight import SOURCE_ARGUMENTS, require_arguments
 from schane_cli.recipe import ModelRecipe
+from schane_cli.timm_names import SHORT_NAMES
 
 HUB_TIMEOUT_SECONDS = 10
-SHORT_NAMES = {
-    "beit_base": "beit3_base_patch16_224.pt",
-    "beit_large": "beit3_large_patch16_224.pt",
-    "lite0": "tf_efficientnet_lite0",
-    "mobilenet": "mobilenetv2_035",
-}
 PREPROCESSING_KEYS = ("mean", "std", "crop_pct", "crop_mode", "interpolation")  # of timm's pretrained_cfg
-# Arguments of timm.create_model that users cannot set, and what to do instead. Those of the first table only say
-# where weights come from: the recipe of an old checkpoint may hold them, and loading it ignores them.
-_SOURCE_ARGUMENTS = {
-    "pretrained": "model.weights says which weights a run starts from",
-    "checkpoint_path": "pass the file by --init",
-    "pretrained_cfg": "model.weights says which weights a run starts from; pretrained_cfg_overlay sets preprocessing",
-    "pretrained_model_args": "model.weights says which weights a run starts from",
-    "pretrained_strict": "model.weights says which weights a run starts from",
-    "pretrained_filter_fn": "model.weights says which weights a run starts from",
-    "cache_dir": "the environment variable HF_HUB_CACHE sets it",
-}
-_OWNED_ARGUMENTS = {
-    "num_classes": "the dataset says how many classes there are",
-    "features_only": "a run needs the whole backbone",
-    "out_indices": "a run needs the whole backbone",
-    "model_cfg": "choose another --backbone",
-    "feature_cfg": "a run needs the whole backbone",
-    "scriptable": "it serves only TorchScript",
-    "exportable": "schane export needs no preparation",
-    "no_jit": "it serves only TorchScript",
-}
 
 
 class Heads(NamedTuple):
@@ -98,14 +73,9 @@ def architecture_arguments(recipe: ModelRecipe, image_size: int, *, stored: bool
     Raises:
         BadRequest: an argument that users cannot set, unless it comes from an old checkpoint (`stored`).
     """
-    arguments = {key: value for key, value in recipe.args.items() if not (stored and key in _SOURCE_ARGUMENTS)}
-    for key in arguments:
-        if key in _SOURCE_ARGUMENTS | _OWNED_ARGUMENTS:
-            raise BadRequest(f"model.args cannot hold {key!r}: {(_SOURCE_ARGUMENTS | _OWNED_ARGUMENTS)[key]}")
-    if arguments.pop("in_chans", 3) != 3:
-        raise BadRequest(f"model.args: in_chans {recipe.args['in_chans']} is not possible; images have three channels")
-    if arguments.get("global_pool", "avg") == "":
-        raise BadRequest("model.args: an empty global_pool leaves no pooled feature to train on; leave it out")
+    arguments = {key: value for key, value in recipe.args.items() if not (stored and key in SOURCE_ARGUMENTS)}
+    require_arguments(arguments)
+    arguments.pop("in_chans", None)
     arguments.pop("pretrained_cfg_overlay", None)
     if _takes_image_size(backbone_name(recipe.backbone), image_size):
         arguments["img_size"] = image_size

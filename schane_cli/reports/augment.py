@@ -17,6 +17,7 @@ _NAME = 18  # letters of a class
 def augment_picture(views: Views, path: Path, title: str, terminal: Terminal) -> Path:
     """Draw the grid to `path` (png, pdf or svg); BadRequest where it cannot be written."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save(grid(views, title), path)
     except (OSError, ValueError) as error:  # matplotlib's for a suffix that it does not know
         raise BadRequest(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None

@@ -46,7 +46,6 @@ def write_comparison(
     blocks: Sequence[Block], notes: Sequence[str], run: RunFolder, terminal: Terminal
 ) -> dict[str, Any]:
     """All files of a comparison in its folder, its tables and sentences on the terminal; returns summary.json."""
-    run.path.mkdir(parents=True, exist_ok=True)
     frames = [block.table().assign(block=block.title) for block in blocks]
     write_csv(pd.concat(frames, ignore_index=True), run.comparison_table, index=False)
     write_text(run.comparison_table.with_suffix(".md"), markdown(blocks))

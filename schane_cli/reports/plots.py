@@ -53,8 +53,11 @@ CLASS_COLORS = (
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as its suffix says (png, pdf, svg)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the figure as its suffix says (png, pdf, svg).
+
+    A run folder that was removed meanwhile is not made again, which would leave a folder of pictures alone.
+    """
+    path.parent.mkdir(exist_ok=True)
     with _boxes_for_unknown_letters():
         figure.savefig(path, bbox_inches="tight")
     return path

@@ -1,14 +1,15 @@
 """What a training run is asked for, checked against the images before any work, and the remarks that it calls for."""
 
 import numpy as np
-from timm.optim import list_optimizers
 
 from schane_cli.distributed import world_size
-from schane_cli.errors import BadRequest, nearest
+from schane_cli.errors import BadRequest
 from schane_cli.images.augmentation import check_policies
 from schane_cli.images.imageset import ImageSet
 from schane_cli.models.model import SchaneModel
+from schane_cli.preflight import require_combinations
 from schane_cli.recipe import Recipe, TrainRecipe
+from schane_cli.timm_names import require_optimizer
 from schane_cli.training import batchnorm
 from schane_cli.training.objective import contrastive_weight
 from schane_cli.training.trackers import check_trackers
@@ -20,52 +21,24 @@ def check_request(recipe: Recipe, train: ImageSet) -> None:
     """BadRequest for what cannot be trained; a run of no epochs has no batches that could be wrong."""
     check_trackers(recipe.train.trackers)
     check_policies(recipe.augment)
-    names = [str(name) for name in list_optimizers()]
-    settings = recipe.train
-    if settings.optimizer not in names:
-        raise BadRequest(f"unknown train.optimizer {settings.optimizer!r}{nearest(settings.optimizer, names)}")
-    if settings.sharding == "fsdp":
-        check_sharding(settings)
-        if recipe.model.lora_rank:
-            raise BadRequest("model.lora_rank goes without train.sharding fsdp, which would split fixed weights too")
-    if recipe.model.lora_rank and settings.batchnorm == "running":
-        raise BadRequest(
-            "model.lora_rank keeps BatchNorm's statistics, which belong to the weights that are not stored; leave out "
-            "train.batchnorm=running"
-        )
-    if settings.epochs:
-        check_batch(settings, train)
+    require_optimizer(recipe.train.optimizer)
+    require_combinations(recipe, world_size())
+    if recipe.train.epochs:
+        check_batch(recipe.train, train)
         check_positives(recipe, train)
 
 
 def check_batch(settings: TrainRecipe, train: ImageSet) -> None:
-    """BadRequest for a batch that these images or processes cannot fill."""
+    """BadRequest for a batch that these images cannot fill."""
     if settings.batch_size > len(train):
         raise BadRequest(
             f"batch size {settings.batch_size} is larger than the {len(train)} training images; lower --batch-size"
         )
-    if settings.batch_size < world_size():
-        raise BadRequest(f"batch size {settings.batch_size} is smaller than the {world_size()} processes")
     classes = settings.classes_per_batch
     if classes and (classes > len(train.class_names) or settings.batch_size % classes):
         raise BadRequest(
             f"train.classes_per_batch {classes} must divide the batch size {settings.batch_size} and be at most "
             f"the {len(train.class_names)} classes"
-        )
-
-
-def check_sharding(settings: TrainRecipe) -> None:
-    """BadRequest for what cannot be combined with a model that is split over processes."""
-    if world_size() == 1:
-        raise BadRequest("train.sharding fsdp splits the model over processes; start several with torchrun")
-    if settings.batch_size % world_size():
-        raise BadRequest(
-            f"train.sharding fsdp needs equal parts: batch size {settings.batch_size} is not divisible by "
-            f"{world_size()} processes"
-        )
-    if settings.ema_decay or settings.compile or settings.head_epochs:
-        raise BadRequest(
-            "train.sharding fsdp cannot be combined with train.ema_decay, train.compile and train.head_epochs"
         )
 
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schane_cli import preflight
+from schane_cli import preflight, timm_names
 from schane_cli.cli import main
 from schane_cli.errors import BadRequest
 from schane_cli.recipe import build_recipe, parse_set, recipe_fields
@@ -245,6 +245,15 @@ export nothing|export text.pt --format foo|export text.pt --out empty
 compare nothing|compare empty|report nothing|report empty
 study nothing.yaml|study bomb.yaml|study wrong.yaml|study unknown.yaml
 recipes show nothing|recipes cp nothing x|recipes check nothing
+finetune --set train.optimizer=adamv|finetune --backbone resnet5o|finetune --set augment.policy=rand-k9
+finetune --set augment.second={policy:x}|finetune --set augment.second.policy=x|augment --set augment.policy=x
+finetune --set model.args.pretrained=true|finetune --set model.args.num_classes=3|finetune --set model.args.in_chans=1
+finetune --set data.exclude=nothing.csv|finetune --set data.relabel=nothing.csv|finetune --init local-dir:nowhere
+finetune --set train.sharding=fsdp|finetune --set train.batchnorm=running --set model.lora_rank=2 --init x.y
+finetune --dataset cifar100 --data-root empty|finetune --dataset cifarfs|fewshot --dataset cifarfs --data-root empty
+eval text.pt --dataset cifar100 --data-root empty|embed text.pt --dataset cifar100 --data-root empty
+study optimizer.yaml|study backbone.yaml|study missing.yaml|doctor --backbone resnet5o|data check cifar100 --root empty
+data check digits --write nowhere/bad.csv
 data info nothing|data prepare nothing|data check nothing|data check folder:nowhere|doctor --device foo
 """
 WITHOUT_TORCH = """
@@ -254,7 +263,7 @@ class Refuse:
         if name.split(".")[0] in {"torch", "timm", "torchvision"}:
             raise AssertionError(f"imports {name}")
 sys.meta_path.insert(0, Refuse())
-from schane_cli import preflight
+from schane_cli import preflight, timm_names
 from schane_cli.cli import main
 for line in sys.stdin.read().split("|"):
     try:
@@ -269,6 +278,9 @@ for line in sys.stdin.read().split("|"):
 def test_a_request_that_cannot_be_right_imports_no_torch(places: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("grid: {train.lr: [-1]}")
     (tmp_path / "unknown.yaml").write_text("set: {data.dataset: nothing}")
+    (tmp_path / "optimizer.yaml").write_text("set: {train.optimizer: adamv}")
+    (tmp_path / "backbone.yaml").write_text("grid: {model.backbone: [resnet50, resnet5o]}")
+    (tmp_path / "missing.yaml").write_text("set: {data.dataset: cifar100, data.root: empty}")
     requests = NO_TORCH.strip().replace("\n", "|")
     ran = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH], input=requests, capture_output=True, text=True, check=True
@@ -279,7 +291,24 @@ def test_a_request_that_cannot_be_right_imports_no_torch(places: dict[str, str],
     assert len(ran.stderr.splitlines()) == len(answers)  # a sentence each
 
 
+@pytest.mark.parametrize("key", recipe_fields())
+def test_every_key_of_few_words_or_a_range_is_refused_by_the_recipe_or_before_torch(key: str) -> None:
+    """What its type refuses needs no torch. Words that the type leaves open are named here, each with who checks it."""
+    open_words = {
+        "data.dataset": "catalog", "data.root": "catalog", "model.backbone": "timm_names", "model.args": "preflight",
+        "model.weights": "preflight", "train.optimizer": "timm_names", "augment.policy": "timm_names",
+        "augment.second": "recipe", "loss.name": "recipe", "loss.args": "recipe", "fewshot.classifier": "preflight",
+        "device": "preflight", "data.exclude": "preflight", "data.relabel": "preflight", "model.freeze": "the model",
+        "model.lora_targets": "the model", "data.image_column": "the data", "data.label_column": "the data",
+    }  # fmt: skip
+    if key not in open_words:
+        with pytest.raises(BadRequest):
+            build_recipe({}, {key: "no such word"})
+
+
 def test_the_names_that_are_known_without_torch_are_those_of_the_commands() -> None:
+    import timm
+
     from schane_cli.commands.export import FORMATS
     from schane_cli.fewshot.classifiers import CLASSIFIERS
     from schane_cli.models.model import Outputs
@@ -287,3 +316,7 @@ def test_the_names_that_are_known_without_torch_are_those_of_the_commands() -> N
     assert tuple(CLASSIFIERS) == preflight.CLASSIFIER_NAMES
     assert tuple(FORMATS) == preflight.EXPORT_FORMATS
     assert set(Outputs._fields) == set(preflight.LAYERS)
+    assert set(timm_names.optimizer_names()) == set(timm.optim.list_optimizers())
+    assert set(timm_names.backbone_names()) >= set(timm.list_models())
+    for name in [*timm.models._registry._model_entrypoints, *timm_names.SHORT_NAMES, "resnet50.a1_in1k"]:
+        timm_names.require_backbone(name)  # the former names that timm still takes, too

@@ -22,12 +22,11 @@ from schane_cli.distributed import process_group, rank
 from schane_cli.errors import BadRequest
 from schane_cli.models.checkpoint import load_checkpoint
 from schane_cli.models.files import read_tensors
+from schane_cli.preflight import require_combinations
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
-from schane_cli.training import request
 from schane_cli.training.hooks import Progress, on_step
 from schane_cli.training.interruption import Interrupted
-from schane_cli.training.request import check_sharding
 from tests.jobs import free_port, tiny_recipe
 
 # LayerNorm, since BatchNorm normalises each process's part by itself; 25 images do not part evenly; 20 steps.
@@ -219,14 +218,13 @@ def test_two_processes_stopped_and_resumed_end_with_the_bits_of_a_run_never_stop
             assert all(torch.equal(tensor, b[part][key]) for key, tensor in a[part].items()), (name, part)
 
 
-def test_what_does_not_go_with_a_split_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_go_with_a_split_model_is_refused() -> None:
     with pytest.raises(BadRequest, match="start several with torchrun"):
-        check_sharding(tiny_recipe(train__sharding="fsdp").train)
-    monkeypatch.setattr(request, "world_size", lambda: 2)
+        require_combinations(tiny_recipe(train__sharding="fsdp"), 1)
     with pytest.raises(BadRequest, match="batch size 25 is not divisible by 2 processes"):
-        check_sharding(tiny_recipe(train__sharding="fsdp").train)
+        require_combinations(tiny_recipe(train__sharding="fsdp"), 2)
     with pytest.raises(BadRequest, match="cannot be combined with train.ema_decay"):
-        check_sharding(tiny_recipe(train__sharding="fsdp", train__batch_size=24, train__ema_decay=0.9).train)
+        require_combinations(tiny_recipe(train__sharding="fsdp", train__batch_size=24, train__ema_decay=0.9), 2)
 
 
 def _torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
