@@ -200,7 +200,7 @@ def finetune(
     from schane_cli.distributed import process_group, rank
     from schane_cli.reports.finetune import finetune_report, seeds_report
 
-    with process_group(resolved.device):
+    with process_group(resolved.device, resumable=True):
         resumed = _to_resume(command, resume, resolved, out, terminal)
         if listed:
             summary = finetune_seeds(resolved, listed, out=out, terminal=terminal, resume=resumed)
@@ -287,7 +287,7 @@ def fewshot(
     from schane_cli.distributed import process_group, rank
     from schane_cli.reports.fewshot import fewshot_report
 
-    with process_group(resolved.device):
+    with process_group(resolved.device, resumable=not checkpoints):
         summary = run_fewshot(
             checkpoints or [],
             resolved,
@@ -451,7 +451,7 @@ def predict(
         if answer is not None:
             print_summary(answer, json)
             return
-    with process_group(values.get("device", "auto")):
+    with process_group(values.get("device", "auto"), resumable=True):
         summary = predict_request(arguments or [], options, values, out=out, terminal=terminal, resume=resume)
     if summary:
         predict_report(Path(summary["run"]), terminal)

@@ -15,8 +15,10 @@ T = TypeVar("T")
 
 
 @contextmanager
-def process_group(device_name: str) -> Iterator[None]:
+def process_group(device_name: str, *, resumable: bool = False) -> Iterator[None]:
     """Join the other processes of a torchrun launch while a command runs; nothing to do for a single process.
+
+    `resumable` says that the command has a --resume to recommend.
 
     A process that waits ten minutes for another gives up, so that a dead one never leaves the others hanging.
     """
@@ -33,8 +35,8 @@ def process_group(device_name: str) -> Iterator[None]:
         if not _is_lost_peer(error):
             raise
         raise SchaneError(
-            "another process of the run ended or stopped answering; what it printed says why. The last checkpoint is "
-            "complete: start all processes again with --resume"
+            "another process of the run ended or stopped answering; what it printed says why. Start all processes again"
+            + (" with --resume: what was saved last is complete" if resumable else "")
         ) from None
     finally:
         dist.destroy_process_group()

@@ -24,8 +24,8 @@ from schane_cli.commands.predict_tables import (
     assemble,
     joined,
     named,
-    part_path,
     path_of,
+    whole_parts,
     with_pictures,
     write_part,
 )
@@ -33,7 +33,7 @@ from schane_cli.datasets.catalog import parse_source
 from schane_cli.datasets.sources import read_images
 from schane_cli.datasets.tables import read_csv
 from schane_cli.datasets.unlabelled import unlabelled
-from schane_cli.distributed import on_first, rank, same_everywhere, world_size
+from schane_cli.distributed import on_first, rank, world_size
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.features.extract import scoring_batch
 from schane_cli.features.stream import StreamedBatch, stream_outputs
@@ -340,7 +340,8 @@ def read_request(folder: Path) -> dict[str, Any]:
 def _fill(run: RunFolder, predictor: Predictor, images: ImageSet, options: PredictOptions, terminal: Terminal) -> None:
     """Write the part files that are missing, each whole or not at all; every process makes its share."""
     starts = list(range(0, len(images), BLOCK))
-    missing = same_everywhere([start for start in starts if not part_path(run, start).is_file()])
+    there = on_first(lambda: whole_parts(run))
+    missing = [start for start in starts if start not in there]
     own = missing[rank() :: world_size()]
     indices = np.concatenate([np.arange(s, min(s + BLOCK, len(images))) for s in own]) if own else np.empty(0, int)
     done = len(images) - sum(min(BLOCK, len(images) - start) for start in missing)
@@ -355,7 +356,7 @@ def _fill(run: RunFolder, predictor: Predictor, images: ImageSet, options: Predi
             while own and sum(len(rows["index"]) for rows in waiting) >= (size := min(BLOCK, len(images) - own[0])):
                 rows = joined(waiting)
                 block = {key: column[:size] for key, column in rows.items()}
-                write_part(part_path(run, own.pop(0)), as_table(block, images, predictor.class_names, options))
+                write_part(run, own.pop(0), as_table(block, images, predictor.class_names, options))
                 waiting = [{key: column[size:] for key, column in rows.items()}]
         if stop.number:
             raise Interrupted(stop.number, f"predict --resume {run.path}")

@@ -1,5 +1,6 @@
 """The tables of `schane predict`: part files as the images go by, then one table, its CSV, and what the page shows."""
 
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,23 +71,38 @@ def joined(batches: Sequence[Columns]) -> Columns:
     return {key: column[order] for key, column in columns.items()}
 
 
-def part_path(run: RunFolder, start: int) -> Path:
-    """The part file of the images from `start` on."""
-    return run.parts / f"{start:09d}.parquet"
+def whole_parts(run: RunFolder) -> set[int]:
+    """The first image of each part file whose bytes are those that were written; damaged ones are removed."""
+    starts = set()
+    for part in run.parts.glob("*.parquet"):
+        start, _, checksum = part.stem.partition("-")
+        if checksum == _checksum(part):
+            starts.add(int(start))
+        else:
+            part.unlink()
+    return starts
 
 
-def write_part(path: Path, table: pd.DataFrame) -> None:
-    """A part file, whole or not at all; SchaneError where it cannot be written."""
-    unfinished = temporary(path)
+def write_part(run: RunFolder, start: int, table: pd.DataFrame) -> None:
+    """The part file of the images from `start` on, its checksum in its name, whole or not at all.
+
+    Raises:
+        SchaneError: it cannot be written.
+    """
+    unfinished = temporary(run.parts / f"{start:09d}.parquet")
     try:
         table.to_parquet(unfinished, index=False)
-        unfinished.replace(path)
+        unfinished.replace(run.parts / f"{start:09d}-{_checksum(unfinished)}.parquet")
     except OSError as error:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise SchaneError(
-            f"{path} cannot be written: {error.strerror or error}; the parts before it are whole"
+            f"{error.filename or run.parts} cannot be written: {error.strerror or error}; the parts before it are whole"
         ) from None
+
+
+def _checksum(file: Path) -> str:
+    return f"{zlib.crc32(file.read_bytes()):08x}"
 
 
 def as_table(columns: Columns, images: ImageSet, class_names: Sequence[str], options: PredictOptions) -> pd.DataFrame:

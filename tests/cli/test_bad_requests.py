@@ -308,6 +308,7 @@ def test_every_key_of_few_words_or_a_range_is_refused_by_the_recipe_or_before_to
 
 def test_the_names_that_are_known_without_torch_are_those_of_the_commands() -> None:
     import timm
+    from timm.optim import list_optimizers
 
     from schane_cli.commands.export import FORMATS
     from schane_cli.fewshot.classifiers import CLASSIFIERS
@@ -316,7 +317,7 @@ def test_the_names_that_are_known_without_torch_are_those_of_the_commands() -> N
     assert tuple(CLASSIFIERS) == preflight.CLASSIFIER_NAMES
     assert tuple(FORMATS) == preflight.EXPORT_FORMATS
     assert set(Outputs._fields) == set(preflight.LAYERS)
-    assert set(timm_names.optimizer_names()) == set(timm.optim.list_optimizers())
+    assert set(timm_names.optimizer_names()) == set(list_optimizers())
     assert set(timm_names.backbone_names()) >= set(timm.list_models())
     for name in [*timm.models._registry._model_entrypoints, *timm_names.SHORT_NAMES, "resnet50.a1_in1k"]:
         timm_names.require_backbone(name)  # the former names that timm still takes, too

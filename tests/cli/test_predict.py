@@ -15,9 +15,11 @@ from sklearn.datasets import load_digits
 
 from schane_cli.commands import predict as module
 from schane_cli.commands.predict import predict, read_request
+from schane_cli.commands.predict_tables import whole_parts, write_part
 from schane_cli.features.stream import without_projection
 from schane_cli.models.checkpoint import load_checkpoint
 from schane_cli.preflight import PredictOptions
+from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted, StopSignal
 from tests.cli.test_finetune import QUICK, run_cli
@@ -178,11 +180,31 @@ def test_a_stopped_run_goes_on_to_the_same_table(trained: Path, photos: Path, tm
     monkeypatch.setattr(module, "BLOCK", 8)
     assert 0 < len(list((tmp_path / "b" / "parts").iterdir())) < 4
     assert read_request(tmp_path / "b")["options"]["top_k"] == 2
+    part = sorted((tmp_path / "b" / "parts").iterdir())[0]
+    damaged = bytearray(part.read_bytes())
+    damaged[len(damaged) // 4] ^= 8
+    part.write_bytes(damaged)  # made again
     assert run_cli("predict", "--resume", tmp_path / "b") == 0
     for name in ("predictions.csv", "unreadable.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert whole["images"] == 32
     assert run_cli("predict", "--resume", tmp_path / "b") == 2  # it is complete
+
+
+def test_a_flipped_byte_of_a_part_is_noticed_and_the_part_removed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.parts.mkdir()
+    for start in (0, 40):
+        write_part(run, start, pd.DataFrame({"index": range(start, start + 40), "path": "a.png"}))
+    assert whole_parts(run) == {0, 40}
+    first, second = sorted(run.parts.iterdir())
+    whole = first.read_bytes()
+    for place in range(0, len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        first.write_bytes(damaged)
+        assert whole_parts(run) == {40}, place
+    assert list(run.parts.iterdir()) == [second]
 
 
 def test_shards_tables_and_hugging_face_sets_need_no_labels(trained: Path, photos: Path, tmp_path: Path) -> None:
