@@ -5,9 +5,9 @@
 Each case forks a process that runs one command on the embedded digits. An audit hook sees every open for writing,
 rename, mkdir, truncate and remove below the working folder. The process is killed at one of these writes, or after a
 random time; or from one of them on the disk is full, or read-only; or the run folder is removed just before one; or the
-disk is really full (a tmpfs too small for the command, which needs root on Linux). Then the command that a user would
-give next is run to its end, with room again, and its figures are compared with those of a run that nothing happened to.
-A case is survived when
+disk is really full (a tmpfs too small for the command) or really read-only, which needs root on Linux. Then the command
+that a user would give next is run to its end, with room again, and its figures are compared with those of a run that
+nothing happened to. A case is survived when
 
 - the broken command showed no traceback (a full, read-only or removed disk is one sentence),
 - what lay beside it, such as the runs that it read, is as it was,
@@ -306,6 +306,29 @@ def full_disk(command: Command, place: Path, expected: Any, share: float, needed
     return f"{size} KiB of {needed // 1024}: {problem}" if problem else ""
 
 
+def read_only_disk(command: Command, place: Path, expected: Any, seconds: float) -> str:
+    """The command on a file system that becomes read-only after `seconds`, then again on one that can be written."""
+    emptied(place)
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=False).returncode:
+        raise SystemExit("a real read-only disk needs root and tmpfs")
+    try:
+        said = place.with_name(f"{place.name}.said")
+        child, began = _forked(command.start, place, said), time.monotonic()
+        locked = 1
+        while locked and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.01)
+            if time.monotonic() - began > seconds:  # refused as long as a file is open for writing
+                locked = subprocess.run(
+                    ["mount", "-o", "remount,ro", place], check=False, stderr=subprocess.DEVNULL
+                ).returncode
+        code, text = _ended(child, said)
+        subprocess.run(["mount", "-o", "remount,rw", place], check=True)
+        problem = _broken_badly(code, text, {0, 1, 2}) or recovered(command, place, expected)
+    finally:
+        subprocess.run(["umount", place], check=True)
+    return f"read-only after {seconds:.2f} s: {problem}" if problem else ""
+
+
 def unbroken(command: Command, place: Path) -> tuple[int, float, int, Any]:
     """(number of writes, seconds, bytes, figures) of a command that nothing happens to."""
     emptied(place)
@@ -488,6 +511,10 @@ def faults(name: str, command: Command, place: Path, most: int | None, tmpfs: bo
         plans["a real full disk"] = {
             number: partial(full_disk, command, place, expected, chance.random(), size)
             for number in range(most or CASES)
+        }
+        plans["a real read-only disk"] = {
+            number: partial(read_only_disk, command, place, expected, moment)
+            for number, moment in moments(most or CASES).items()
         }
     if name == "finetune":
         emptied(place)

@@ -1,6 +1,7 @@
 """Processes that work for days: memory, open files and shared memory stay flat, and a clock that jumps does no harm."""
 
 import gc
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from schane_cli.models.files import read_tensors
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
 from schane_cli.training.hooks import Progress, on_epoch
-from tests.jobs import run_tiny
+from tests.conftest import run_cli
+from tests.jobs import TINY, run_tiny
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 MEBIBYTE = 2**20
@@ -76,6 +78,26 @@ def test_fifty_evaluations_take_the_memory_and_files_of_twenty_five(
             terminal=Terminal(quiet=True),
         )  # fmt: skip
         uses.append(used())
+    require_flat(uses, 15)
+
+
+@pytest.mark.parametrize("trials", [6, pytest.param(20, marks=pytest.mark.long)])
+def test_the_trials_of_a_study_take_the_memory_and_files_of_its_first_half(
+    tmp_path: Path, trials: int, shared_memory: None
+) -> None:
+    pytest.importorskip("optuna")
+    quick = {**TINY, "data.train_per_class": 5, "train.epochs": 1}
+    space = {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
+    study = {"recipe": "digits", "set": quick, "search": space, "trials": trials, "heartbeat_seconds": 1}
+    (tmp_path / "study.yaml").write_text(json.dumps(study))  # JSON is YAML
+    uses: list[tuple[int, int]] = []
+
+    def look(progress: Progress) -> None:
+        uses.append(used())
+
+    with on_epoch(look):
+        assert run_cli("study", tmp_path / "study.yaml", "--out", tmp_path / "study") == 0
+    assert len(uses) == trials
     require_flat(uses, 15)
 
 

@@ -220,16 +220,25 @@ class Queue:
         return Counter(entry.state for entry in self.entries())
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        """The result of a call to the storage, which may be away for a while."""
+        """The result of a call to the storage, which may be away for a while.
+
+        Raises:
+            SchaneError: it stays away, or its file is removed, read-only or on a full disk: waiting does not mend it.
+        """
         began, announced = time.monotonic(), False
         while True:
             try:
                 return call()
             except _DOWN as error:
+                again = "finished runs are in their folders: the same command resumes from there"
+                if self.shown_url.startswith("sqlite") and "locked" not in _reason(error):
+                    raise SchaneError(
+                        f"the storage {self.shown_url} cannot be written ({_reason(error)}); {again}"
+                    ) from None
                 if time.monotonic() - began > WAIT_SECONDS:
                     raise SchaneError(
                         f"the storage {self.shown_url} has not answered for {WAIT_SECONDS / 60:.0f} minutes "
-                        f"({_reason(error)}); finished runs are in their folders: the same command resumes from there"
+                        f"({_reason(error)}); {again}"
                     ) from None
             if not announced:
                 self._say(
