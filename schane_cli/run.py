@@ -437,6 +437,11 @@ def one_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
+def escape_markdown(text: str) -> str:
+    """Text that stays text in Markdown, in a cell of a table too: on one line, no column, no HTML, no link."""
+    return re.sub(r"[\\|<>`\[\]]", lambda mark: "\\" + mark.group(), one_line(text))
+
+
 def plain(value: Any) -> Any:
     """Numpy and torch scalars, paths and tuples as JSON's own types; a number that is not finite as None."""
     if isinstance(value, Mapping):

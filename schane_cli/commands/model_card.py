@@ -12,7 +12,7 @@ from schane_cli.metrics.registry import summary_rows
 from schane_cli.models.checkpoint import Loaded
 from schane_cli.models.model import architecture
 from schane_cli.recipe import Recipe, differences
-from schane_cli.run import RunFolder
+from schane_cli.run import RunFolder, escape_markdown, one_line
 
 MOST_CLASSES = 20  # named on the card; config.json has all
 _RESULTS = ("test_accuracy", "test_top5_accuracy", "test_nll", "test_ece", "test_brier")
@@ -37,7 +37,7 @@ def model_card(loaded: Loaded) -> str:
             _USE,
             "\n## Recipe\n",
             "What differs from schane's defaults:\n",
-            *(f"- `{line}`" for line in differences(Recipe(), loaded.recipe, label="default") or ["nothing"]),
+            *(f"- {_as_code(line)}" for line in differences(Recipe(), loaded.recipe, label="default") or ["nothing"]),
             "",
         ]
     )
@@ -55,7 +55,12 @@ classify = pipeline("image-classification", "FOLDER")
 
 def _dataset(loaded: Loaded) -> str:
     """A dataset by name, or the last part of a folder's: the path concerns only its author."""
-    return loaded.recipe.data.dataset.rstrip("/").rpartition("/")[2]
+    return escape_markdown(loaded.recipe.data.dataset.rstrip("/").rpartition("/")[2])
+
+
+def _as_code(text: str) -> str:
+    """In a code span, which only a backtick of the text itself would end."""
+    return f"`{one_line(text).replace('`', chr(39))}`"
 
 
 def _objective(recipe: Recipe) -> str:
@@ -93,7 +98,7 @@ def _summary(loaded: Loaded) -> Mapping[str, Any]:
 
 def _data(loaded: Loaded) -> list[str]:
     names = list(loaded.class_names)
-    shown = ", ".join(names[:MOST_CLASSES]) + (", ..." if len(names) > MOST_CLASSES else "")
+    shown = escape_markdown(", ".join(names[:MOST_CLASSES])) + (", ..." if len(names) > MOST_CLASSES else "")
     summary = _summary(loaded)
     lines = [f"- dataset: {_dataset(loaded)}, {len(names)} classes: {shown}"]
     if "train_n" in summary:

@@ -21,7 +21,7 @@ from schane_cli.errors import BadRequest
 from schane_cli.metrics.registry import metric as registered
 from schane_cli.reports import plots
 from schane_cli.reports.pages import drawn, write_page
-from schane_cli.run import RunFolder, one_line, read_json, write_json, write_text
+from schane_cli.run import RunFolder, escape_markdown, one_line, read_json, write_json, write_text
 from schane_cli.spreadsheets import write_csv
 from schane_cli.terminal import Terminal, figures_table
 
@@ -173,20 +173,15 @@ def markdown(blocks: Sequence[Block]) -> str:
     parts = []
     for block in blocks:
         head = columns(block)
-        lines = [f"### {heading(block)}", "", _md(head), _md(["---", *["---:"] * (len(head) - 1)])]
+        lines = [f"### {escape_markdown(heading(block))}", "", _md(head), _md(["---", *["---:"] * (len(head) - 1)])]
         lines += [_md(row) for row in rows(block)]
-        lines += ["", *(f"- {difference.sentence}" for difference in block.differences)]
+        lines += ["", *(f"- {escape_markdown(difference.sentence)}" for difference in block.differences)]
         parts.append("\n".join(lines).rstrip())
     return "\n\n".join([*parts, NOTE]) + "\n"
 
 
 def _md(cells: Sequence[str]) -> str:
     return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
-
-
-def escape_markdown(text: str) -> str:
-    """Text that stays text in a cell of a Markdown table: on one line, no column, no HTML, no link."""
-    return re.sub(r"[\\|<>`\[\]]", lambda mark: "\\" + mark.group(), one_line(text))
 
 
 def latex(blocks: Sequence[Block]) -> str:

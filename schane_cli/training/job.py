@@ -104,6 +104,9 @@ def _open(job: Job) -> None:
         job.run.lock()
     except OSError as error:
         raise BadRequest(f"run folder {job.run.path} cannot be written: {error.strerror or error}") from None
+    if not job.run.resumable:
+        job.run.close()
+        raise BadRequest(f"the run at {job.run.path} was finished by another process in the meantime")
 
 
 def smallest_pass(recipe: Recipe) -> int:

@@ -123,6 +123,18 @@ def test_the_model_card_has_data_recipe_and_results_with_n_and_interval(tmp_path
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "timm"
 
 
+def test_names_from_outside_are_text_in_the_model_card(tmp_path: Path) -> None:
+    path = _checkpoint(tmp_path, "test_resnet")
+    names = ["<script>alert(1)</script>", "](https://example.org)", "a\n# title"]
+    content = read_checkpoint(path)
+    save_whole(content | {"class_names": names}, path)
+    export(path, format="timm", out=tmp_path / "out", terminal=QUIET)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\\<script\\>alert(1)" in card
+    assert "<script>" not in card.replace("\\<", "")
+    assert "\n# title" not in card
+
+
 def test_the_model_card_of_a_checkpoint_alone_says_that_nothing_was_stored(tmp_path: Path) -> None:
     export(_checkpoint(tmp_path, "test_resnet"), format="timm", out=tmp_path / "out", terminal=QUIET)
     assert "None were stored beside the checkpoint." in (tmp_path / "out" / "README.md").read_text()
