@@ -14,9 +14,10 @@ nothing happened to. A case is survived when
 - the next command ended with the same weights and figures, and
 - no temporary or lock file is left.
 
-`one of two processes killed` starts two processes as torchrun does and kills one; `two at once` gives the same command
-to two processes that know nothing of each other: one does the work, the other is refused or finds it done. Pictures are
-blank here: drawing them would take most of the time, and they are written all the same.
+`one of two processes killed` starts two processes as torchrun does, kills one, and after 20 seconds ends the other if
+it has not noticed; `two at once` gives the same command to two processes that know nothing of each other: one does the
+work, the other is refused or finds it done. Pictures are blank here: drawing them would take most of the time, and they
+are written all the same.
 
 With --write each case is a line of chaos.jsonl, with the commit that it was tried on. A later call tries what is
 missing and what was not survived, so that the counts may be reached in pieces.
@@ -40,7 +41,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -362,14 +363,27 @@ def pair(arguments: Sequence[str], place: Path, kill_after: float | None = None)
     said = [place.with_name(f"rank{rank}.said") for rank in range(2)]
     children = [_forked(arguments, place, file, RANK=rank, LOCAL_RANK=rank, **shared) for rank, file in enumerate(said)]
     killed = _ended(children[1], said[1], kill_after or 0.0)
+    if kill_after is not None and not _ends_within(children[0], 20.0):
+        os.kill(children[0], signal.SIGTERM)  # as torchrun ends the others
     return [_ended(children[0], said[0]), killed]
 
 
-def one_of_two(command: Command, place: Path, expected: Any, seconds: float) -> str:
+def _ends_within(child: int, seconds: float) -> bool:
+    """Whether a child has ended by then; it is still to be waited for."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def one_of_two(command: Command, place: Path, unbroken_pair: Callable[[], Any], seconds: float) -> str:
     """One of two processes is killed; the other must end, and both resumed reach what two unbroken ones reach."""
+    expected = unbroken_pair()
     emptied(place)
     (code, said), _ = pair(command.start, place, seconds)
-    problem = _broken_badly(code, said, {0, 1})
+    problem = _broken_badly(code, said, {0, 1, -signal.SIGTERM, 128 + signal.SIGTERM})
     if not problem:
         again = pair(command.next(RunFolder(place / "x")), place)
         problem = next((_broken_badly(code, said, {0}) for code, said in again if code != 0), "")
@@ -443,13 +457,17 @@ Plans = dict[str, dict[int, Callable[[], str]]]
 
 def bench(
     names: Sequence[str],
+    wanted: Sequence[str],
     most: int | None,
     minutes: float,
     tmpfs: bool,
     done: Sequence[Case],
     tried: Callable[[Case], None],
 ) -> None:
-    """Try the cases that are not `done`, or that were not survived, within `minutes`; each is given to `tried`."""
+    """Try the cases of the `wanted` faults (none: all) that are not `done` or not survived, within `minutes`.
+
+    Each is given to `tried`.
+    """
     deadline = time.monotonic() + 60 * minutes
     survived = {one.key for one in done if not one.problem}
     with tempfile.TemporaryDirectory() as temporary:
@@ -459,6 +477,8 @@ def bench(
             until = time.monotonic() + (deadline - time.monotonic()) / left
             begun: set[str] = set()  # of each fault one case is tried, however little time there is
             for fault, number, attempt in in_turns(faults(name, known[name], place, most, tmpfs)):
+                if wanted and fault not in wanted:
+                    continue
                 if (name, fault, number) in survived or (time.monotonic() > until and fault in begun):
                     continue
                 begun.add(fault)
@@ -517,9 +537,13 @@ def faults(name: str, command: Command, place: Path, most: int | None, tmpfs: bo
             for number, moment in moments(most or CASES).items()
         }
     if name == "finetune":
-        emptied(place)
-        pair(command.start, place)
-        together = outcome(place, command)
+
+        @cache
+        def together() -> Any:
+            emptied(place)
+            pair(command.start, place)
+            return outcome(place, command)
+
         plans["one of two processes killed"] = {
             number: partial(one_of_two, command, place, together, moment)
             for number, moment in moments(most or CASES).items()
@@ -551,6 +575,7 @@ def main() -> None:
     names = list(commands(Path()))
     parser.add_argument("--cases", type=int, help="cases per command and fault; by default as many as chaos.md says")
     parser.add_argument("--commands", nargs="*", default=names, choices=names)
+    parser.add_argument("--faults", nargs="*", default=[], help="only these, by their names in chaos.md")
     parser.add_argument("--minutes", type=float, default=60.0, help="shared by the commands; what fits is tried")
     parser.add_argument("--no-tmpfs", action="store_true", help="leave out the full disk that needs root")
     parser.add_argument("--write", action="store_true")
@@ -566,7 +591,7 @@ def main() -> None:
             with LINES.open("a") as file:
                 file.write(json.dumps(vars(one)) + "\n")
 
-    bench(given.commands, given.cases, given.minutes, not given.no_tmpfs, before, keep)
+    bench(given.commands, given.faults, given.cases, given.minutes, not given.no_tmpfs, before, keep)
     text = table([*before, *tried])
     print(text)
     if given.write:

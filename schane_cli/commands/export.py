@@ -68,6 +68,7 @@ def _written(write: Callable[[Loaded, Path], float], loaded: Loaded, out: Path) 
     _refuse_taken(out)
     unfinished = temporary(out)
     try:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of an earlier process of this number, as in a container
         unfinished.mkdir(parents=True)
         remove_dead(out.parent)
         difference = write(loaded, unfinished)

@@ -121,7 +121,10 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def _is_whole(place: Path, command: str) -> bool:
-    return (place / "x" / "config.json").exists() if command == "export" else RunFolder(place / "x").state == "reported"
+    run = RunFolder(place / "x")
+    return (
+        (run.path / "config.json").exists() if command == "export" else run.summary_file.exists() and run.page.exists()
+    )
 
 
 @pytest.mark.parametrize("how", ["read-only", pytest.param("removed", marks=pytest.mark.long)])

@@ -121,7 +121,6 @@ def test_a_comparison_makes_its_page_again_without_its_runs(tmp_path: Path) -> N
             finetune_run(place, seed=seed, recipe={"loss.name": name}, accuracy=accuracy, tables=False)
     blocks, notes = compare([str(tmp_path / "runs")], metric=None, baseline=None, common_seeds=False)
     (tmp_path / "compare").mkdir()
-    (tmp_path / "compare").mkdir()
     write_comparison(blocks, notes, RunFolder(tmp_path / "compare"), QUIET)
     before = (tmp_path / "compare" / "report.html").read_text()
     shutil.rmtree(tmp_path / "runs")
