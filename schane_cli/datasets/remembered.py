@@ -1,6 +1,5 @@
 """What reading a source once has brought out, kept below the data root until the source changes."""
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
@@ -9,6 +8,8 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+
+from schane_cli.run import remove_dead, temporary
 
 Arrays = dict[str, np.ndarray]
 WORTH_REMEMBERING = 20_000  # images: what takes longer than about a second to find out again
@@ -42,12 +43,14 @@ def remembered(
 
 def _write(file: Path, arrays: Arrays) -> None:
     """Write the file whole or not at all; a root that cannot be written to remembers nothing."""
-    temporary = file.with_name(f"{file.stem}-{os.getpid()}.npz")
+    unfinished = temporary(file)
     named: dict[str, Any] = dict(arrays)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, **named)
-        temporary.replace(file)
+        remove_dead(file.parent)
+        with unfinished.open("wb") as handle:  # a zip, which has a checksum of each array
+            np.savez(handle, **named)
+        unfinished.replace(file)
     except OSError:
         with suppress(OSError):
-            temporary.unlink()
+            unfinished.unlink()
