@@ -1,11 +1,11 @@
 """`schane predict` against the loop of timm's inference.py: the same images, model, batch and loader workers, in turn.
 
-    python benchmarks/predict.py RUN IMAGES [--rounds 3] [--workers 1] [--memory 1000 30000] [--out FILE]
+    python benchmarks/predict.py RUN IMAGES [--rounds 3] [--workers 1] [--memory 1000 100000] [--out FILE]
 
 timm's script is not part of its package; its loop is written out below: create_dataset, create_loader, softmax, top-1,
 a CSV. schane's time is of the passes alone and, in a column of its own, of the whole command (calibration is kept from
 the first call; tables, thumbnails and page included). --memory: the highest resident memory, in processes of their own,
-for so many images (the given ones over again, by links).
+for so many images (the given ones over again, by links). --rounds 0 measures memory alone.
 """
 
 import argparse
@@ -132,8 +132,6 @@ def report(arguments: argparse.Namespace, rows: list[tuple[float, ...]], memory:
     """The tables in Markdown: medians over the rounds, least to most."""
     loaded = load_checkpoint(arguments.run)
     count = sum(path.is_file() for path in arguments.images.rglob("*"))
-    names = ("timm's loop", "schane, passes", "schane, whole command")
-    columns = list(zip(*rows, strict=True))
     lines = [
         "# Predict",
         "",
@@ -141,17 +139,24 @@ def report(arguments: argparse.Namespace, rows: list[tuple[float, ...]], memory:
         f"{loaded.recipe.train.batch_size}, {arguments.workers} loader workers, one thread, {arguments.rounds} rounds "
         f"in turn; torch {torch.__version__}, timm {timm.__version__}; load average {os.getloadavg()[0]:.1f} (other "
         f"work included); {time.strftime('%Y-%m-%d')}. Median (least to most).",
-        "",
-        "| what | images/s | over timm's loop |",
-        "| --- | ---: | ---: |",
     ]
-    for place, name in enumerate(names):
-        ratio = columns[2 + place] if place else [1.0]
-        lines.append(f"| {name} | {_cell(columns[place], 1)} | {_cell(ratio, 2)} |")
+    if rows:
+        lines += speed_lines(rows)
     if memory:
         lines += ["", "| images | highest resident memory, MiB |", "| ---: | ---: |"]
         lines += [f"| {images:,} | {mebibytes:,.0f} |" for images, mebibytes in memory]
     return "\n".join([*lines, ""])
+
+
+def speed_lines(rows: list[tuple[float, ...]]) -> list[str]:
+    """Images per second of each way, and over timm's loop in the same round."""
+    names = ("timm's loop", "schane, passes", "schane, whole command")
+    columns = list(zip(*rows, strict=True))
+    lines = ["", "| what | images/s | over timm's loop |", "| --- | ---: | ---: |"]
+    for place, name in enumerate(names):
+        ratio = columns[2 + place] if place else [1.0]
+        lines.append(f"| {name} | {_cell(columns[place], 1)} | {_cell(ratio, 2)} |")
+    return lines
 
 
 def _cell(values: "tuple[float, ...] | list[float]", digits: int) -> str:

@@ -85,6 +85,14 @@ RecipeName = Annotated[
 Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN|auto", help="resume a stopped run; auto finds it")]
 Out = Annotated[Path | None, typer.Option("--out", help="run folder; results/<command>/... by default")]
 Split = Annotated[str, typer.Option("--split", help="train, val or test")]
+TopK = Annotated[int, typer.Option("--top-k", help="number of most likely classes to write per image; 0: all")]
+MinConfidence = Annotated[
+    float | None, typer.Option("--min-confidence", help="below this confidence the prediction is 'unsure'")
+]
+CopyTo = Annotated[
+    Path | None, typer.Option("--copy-to", metavar="DIR", help="copy each image into DIR/<its prediction>")
+]
+Link = Annotated[bool, typer.Option("--link", help="with --copy-to: symbolic links instead of copies")]
 
 
 def _resolve(
@@ -248,6 +256,10 @@ def fewshot(
     query: Annotated[
         list[str] | None, typer.Option("--query", metavar="IMAGES", help="with --support: images to classify")
     ] = None,
+    top_k: TopK = 1,
+    min_confidence: MinConfidence = None,
+    copy_to: CopyTo = None,
+    link: Link = False,
     resume: Resume = None,
     out: Out = None,
     json: Json = False,
@@ -256,12 +268,16 @@ def fewshot(
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
+    options = PredictOptions(top_k, False, min_confidence, None if copy_to is None else str(copy_to), link)
+    options.check()
+    if options != PredictOptions() and not query:
+        raise BadRequest("--top-k, --min-confidence, --copy-to and --link are for the images of --query")
     if support is not None or query:
         if support is None or resume or protocol or allow_seen_classes or len(checkpoints or []) > 1:
             raise BadRequest(
                 "--query needs --support DIR, and both go only with one run, or with --backbone and --init"
             )
-        _own_photos(support, query or [], checkpoints or [], recipe, values, out, json, terminal)
+        _own_photos(support, query or [], options, checkpoints or [], recipe, values, out, json, terminal)
         return
     values = {**(protocol_values(protocol) if protocol else {}), **values}
     if checkpoints:
@@ -306,6 +322,7 @@ def fewshot(
 def _own_photos(
     support: Path,
     query: list[str],
+    options: PredictOptions,
     checkpoints: list[Path],
     recipe: str | None,
     values: RecipeValues,
@@ -332,7 +349,7 @@ def _own_photos(
             query,
             checkpoint=checkpoints[0] if checkpoints else None,
             recipe=resolved,
-            options=PredictOptions(),
+            options=options,
             out=out,
             terminal=terminal,
         )
@@ -407,15 +424,11 @@ def predict(
             "csv:FILE, hfds:NAME or wds:PATH",
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", help="number of most likely classes to write per image; 0: all")] = 1,
-    min_confidence: Annotated[
-        float | None, typer.Option("--min-confidence", help="below this confidence the prediction is 'unsure'")
-    ] = None,
+    top_k: TopK = 1,
+    min_confidence: MinConfidence = None,
     embedding: Annotated[bool, typer.Option("--embedding", help="also write embeddings (parquet)")] = False,
-    copy_to: Annotated[
-        Path | None, typer.Option("--copy-to", metavar="DIR", help="copy each image into DIR/<its prediction>")
-    ] = None,
-    link: Annotated[bool, typer.Option("--link", help="with --copy-to: symbolic links instead of copies")] = False,
+    copy_to: CopyTo = None,
+    link: Link = False,
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="resume a stopped schane predict")
     ] = None,

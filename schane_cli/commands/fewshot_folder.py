@@ -79,6 +79,7 @@ def fewshot_folder(
         BadRequest: fewer than two class folders, a query image among the support, no images, no such checkpoint.
     """
     photos = class_folder_set(f"folder:{support}", "support", support.expanduser())
+    options.check(len(photos.class_names))
     images, notes = images_to_name(queries, {}) if queries else (None, [])
     if images is not None:
         refuse_support_among(images, photos)
@@ -180,5 +181,6 @@ def expected_sentences(expected: Mapping[str, Any]) -> list[str]:
     else:
         lines.append(f"expect     unknown: one photo of each class leaves none to test on; by {expected['classifier']}")
     if alone and "support_accuracy" in expected:
-        lines.append(f"           {alone} photos, alone in their class, could not be tested")
+        which = "1 photo, alone in its class," if alone == 1 else f"{alone} photos, alone in their classes,"
+        lines.append(f"           {which} could not be tested")
     return lines

@@ -86,7 +86,7 @@ def _require_match(matched: set[str], wanted: AbstractSet[str], file: Path, part
     """BadRequest for a list that names images, but none of this dataset."""
     if wanted and not matched:
         dataset = next(iter(parts.values())).dataset
-        raise BadRequest(f"{file} names no image of {dataset}, as with {min(wanted)}; it is of another dataset")
+        raise BadRequest(f"{file} names no image of {dataset} (its first is {min(wanted)}); it is of another dataset")
 
 
 def _unmatched(names: set[str]) -> str:

@@ -29,7 +29,7 @@ def predict_report(run: Path, terminal: Terminal) -> None:
     page = write_page(
         run,
         "predict",
-        title=f"{summary['images']:,} images named",
+        title=f"{counted(summary['images'] - summary['unreadable'])} named",
         columns=COLUMNS,
         rows=rows,
         notes=[*sentences(summary), *summary["notes"]],
@@ -100,23 +100,30 @@ def sentences(summary: dict[str, Any]) -> list[str]:
     """What a reader must know of the confidence, of what was unsure, and of what could not be read."""
     lines = []
     if summary["calibrated"]:
-        lines.append(f"confidence: calibrated on {summary['temperature_val_n']} val images")
+        judged = "support photos" if "support" in summary else "val images"
+        lines.append(f"confidence: calibrated on {summary['temperature_val_n']} {judged}")
     else:
         lines.append(f"confidence: {summary['confidence_note']}")
     if "min_confidence" in summary:
         lines.append(_unsure(summary))
     if summary["unreadable"]:
         table = RunFolder(Path(summary["run"])).unreadable_table
-        lines.append(f"unreadable: {summary['unreadable']:,} images, listed in {table}")
+        lines.append(f"unreadable: {counted(summary['unreadable'])}, listed in {table}")
     return lines
+
+
+def counted(images: int) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{images:,} image{'' if images == 1 else 's'}"
 
 
 def _unsure(summary: dict[str, Any]) -> str:
     least = summary["min_confidence"]
-    text = f"unsure: {summary['unsure']:,} images below confidence {least:g}"
+    text = f"unsure: {counted(summary['unsure'])} below confidence {least:g}"
     if "val_kept" not in summary:
         return text
-    text += f"; of val, {metric('val_kept').text(summary['val_kept'])} would be named"
+    judged = "the support" if "support" in summary else "val"
+    text += f"; of {judged}, {metric('val_kept').text(summary['val_kept'])} would be named"
     if "val_kept_accuracy" not in summary:
         return text
     accuracy = summary_text(summary, "val_kept_accuracy")

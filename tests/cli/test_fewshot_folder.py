@@ -28,15 +28,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_photos_are_named_and_what_to_expect_is_said(photos: Path, tmp_path: Path, capsys) -> None:
-    out = tmp_path / "out"
+    out, copies = tmp_path / "out", tmp_path / "sorted"
     arguments = ("--support", photos / "support", "--query", photos / "query", *BACKBONE, "--out", out)
-    assert run_cli("fewshot", *arguments) == 0
-    said = capsys.readouterr().out
+    assert run_cli("fewshot", *arguments, "--min-confidence", 0.5, "--copy-to", copies) == 0
+    said = capsys.readouterr().out.replace("\n", " ")
     assert "10 photos of 3 classes" in said
-    assert "1 photos, alone in their class, could not be tested" in said
+    assert "1 photo, alone in its class, could not be tested" in said
     table = pd.read_csv(out / "predictions.csv", dtype={"prediction": str})
     assert len(table) == 12
-    assert set(table.prediction) <= {"0", "1", "2"}
+    assert set(table.most_likely.astype(str)) <= {"0", "1", "2"}
+    assert ((table.confidence < 0.5) == (table.prediction == "unsure")).all()
+    assert {path.parent.name for path in copies.rglob("*.png")} == set(table.prediction)
+    assert "calibrated on 9 support photos" in said
+    assert "of the support," in said
     summary = json.loads((out / "summary.json").read_text())
     assert summary["support_counted"] == 9
     assert summary["support_accuracy_ci95"][0] < summary["support_accuracy"] <= summary["support_accuracy_ci95"][1]
@@ -60,6 +64,8 @@ def test_what_cannot_be_done_is_one_sentence(photos: Path, tmp_path: Path, capsy
         ((*support, "--query", photos / "support"), "is among the support"),
         ((*support, "--query", tmp_path / "same"), "is among the support"),
         ((*support, "--query", tmp_path / "nothing"), "does not exist"),
+        ((*support, "--query", photos / "query", "--top-k", 4), "must be 1 to 3"),
+        ((*support, "--copy-to", tmp_path / "sorted"), "are for the images of --query"),
         ((*support, "--protocol", "rfs"), "go only with one run"),
     ):
         assert run_cli("fewshot", *arguments, *BACKBONE, "--out", tmp_path / "o") == 2

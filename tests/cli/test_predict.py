@@ -80,6 +80,7 @@ def test_a_folder_gets_tables_a_page_and_a_list_of_what_cannot_be_read(
     assert unreadable.error.str.contains("cannot be read").all()
     page = (out / "report.html").read_text()
     assert page.count("<figure data-text") == 30
+    assert "<h1>30 images named</h1>" in page  # those that could be read
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
