@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -266,6 +266,24 @@ def rates_table(name: str) -> list[str]:
     return [f"### {name}, seeds 0 to 4", "", *rows, ""]
 
 
+def arms_table(name: str) -> list[str]:
+    """Every arm of a study at its mean over the seeds, and what it gains over the arm `ce`, paired by seed."""
+    runs = [replace(run, label=run.path) for run in read_runs(name)]  # the arm's name
+    shown = [metric("test_balanced_accuracy"), metric("test_macro_f1")]
+    rows = ["| arm | seeds | " + " | ".join(f"{one.heading} | over `ce`" for one in shown) + " |"]
+    rows.append("| --- | ---: |" + " ---: | ---: |" * len(shown))
+    for arm in dict.fromkeys(run.label for run in runs):
+        own = [run for run in runs if run.label == arm]
+        cells = []
+        for one in shown:
+            mean = t_interval([run.values[one.name] for run in own], one.bounds)
+            pair = paired(runs, ("ce", str(arm)), one.name)
+            cells.append(f"{one.text(mean.value)} ± {100 * (mean.ci95[1] - mean.value):.2f}" if mean.ci95 else "")
+            cells.append(f"{one.change_text(pair.mean)} ({one.change_interval(pair.ci95)})" if pair else "")
+        rows.append(f"| {arm} | {len(own)} | " + " | ".join(cells) + " |")
+    return [*rows, ""]
+
+
 def search_table(name: str) -> list[str]:
     """Accuracy on val of every trial, the chosen one of each loss in bold."""
     trials, accuracy = read_trials(name), metric("val_accuracy")
@@ -299,6 +317,14 @@ def tables() -> None:
         text += ["## Both losses at each learning rate (a control that was not planned)", ""]
     for name in controlled:
         text += rates_table(name)
+    for name in sorted(path.stem for path in (EVIDENCE / "runs").glob("*-tail*.jsonl")):
+        text += [
+            f"## {name}",
+            "",
+            "Test is balanced, n = 10,000; 95 % intervals over seeds.",
+            "",
+            *arms_table(name),
+        ]
     text += ["## Chosen on val", "", "Means over the seeds of the search; the best trial of each loss is bold.", ""]
     for name in names:
         text += search_table(name)

@@ -1,18 +1,21 @@
 """How many planted label errors `schane review` finds: CIFAR-100 at 50 images per class, 5 % of the labels flipped.
 
-    python benchmarks/review.py --data-root DIR --weights FILE [--gain 3] [--out results/benchmarks/review.md]
+    python benchmarks/review.py --data-root DIR --weights FILE [--out results/benchmarks/review.md]
+    python benchmarks/review.py --data-root DIR --weights FILE --gain 1 --work DIR [--out .../review-gain.md]
 
 DIR holds cifar100/; FILE is MobileNetV2 0.35 pretrained on ImageNet (a state dict), frozen. Two ways of flipping (to a
 random class, to the most confusable one), three seeds each; each way of proposing errors sees the same probabilities.
 --gain N: as users would go about it, for N seeds: a short fine-tuning on the flipped labels, `review` of that run, and
-the same fine-tuning with the suggested labels, and without the images proposed.
+the same fine-tuning with the suggested labels, and without the images proposed. What is finished in --work is not run
+again.
 """
 
 import argparse
 import json
 import platform
-import tempfile
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cleanlab
@@ -23,19 +26,20 @@ import torch
 from cleanlab.filter import find_label_issues
 
 from schane_cli.commands.fewshot_folder import own_backbone
-from schane_cli.commands.finetune import finetune
+from schane_cli.commands.finetune import finetune, run_or_resume
 from schane_cli.commands.predict import Predictor, stream
 from schane_cli.commands.review import label_issues, review
 from schane_cli.datasets.load import load_splits, reading_once
 from schane_cli.metrics.curation import held_out_logits, label_evidence
 from schane_cli.metrics.intervals import t_interval
 from schane_cli.recipe import build_recipe, find_recipe, read_recipe
+from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
 
 SHARE, SIZE = 0.05, 112
 SEEDS = (1, 2, 3)  # seed 0 was looked at while the method was chosen
 HOWS = ("random", "confusable")
-TRAINING = {"data.image_size": 48, "train.epochs": 4, "augment.views": 1, "data.workers": 0, "device": "cpu"}
+TRAINING = {"data.image_size": 48, "train.epochs": 2, "augment.views": 1, "data.workers": 0, "device": "cpu"}
 QUIET = Terminal(quiet=True)
 
 
@@ -81,11 +85,9 @@ def found(proposed: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
     return {"proposed": len(proposed), "precision": hits / max(len(proposed), 1), "recall": hits / len(wrong)}
 
 
-@reading_once()
-def gains(root: str, weights: str, vectors: np.ndarray, count: int, place: Path) -> list[dict]:
+def gains(root: str, weights: str, vectors: np.ndarray, count: int, place: Path) -> Iterator[dict]:
     """Fine-tuning before and after review, for `count` seeds: test accuracy by what was done to the labels."""
     base = {"data.root": root, "model.weights": weights, **TRAINING}
-    rows = []
     for seed in SEEDS[:count]:
         recipe = build_recipe(read_recipe(find_recipe("cifar100_small")), {**base, "seed": seed})
         train = load_splits(recipe.data).train
@@ -94,27 +96,30 @@ def gains(root: str, weights: str, vectors: np.ndarray, count: int, place: Path)
         def trained(name: str, values: dict) -> tuple[float, Path]:
             out = place / f"s{seed}-{name}"  # noqa: B023
             made = build_recipe(read_recipe(find_recipe("cifar100_small")), {**base, "seed": seed, **values})  # noqa: B023
-            return finetune(made, out=out, terminal=QUIET)["test_accuracy"], out
+            return run_or_resume(finetune, made, out, QUIET)["test_accuracy"], out
 
         clean, _ = trained("clean", {})
         for how in HOWS:
             given, wrong = flipped(train.labels, vectors, how, seed)
             planted = dict(zip(ids[wrong], names[given[wrong]], strict=True))
-            before, run = trained(f"{how}-flipped", {"data.relabel": _listed(place / f"{how}.csv", planted)})
-            review(run, split="train", overrides={}, out=place / f"s{seed}-{how}-review", terminal=QUIET)
+            flips = _listed(place / f"s{seed}-{how}.csv", planted)
+            before, run = trained(f"{how}-flipped", {"data.relabel": flips})
             folder = place / f"s{seed}-{how}-review"
+            if not RunFolder(folder).finished:
+                shutil.rmtree(folder, ignore_errors=True)
+                review(run, split="train", overrides={}, out=folder, terminal=QUIET)
             taken = pd.read_csv(folder / "relabel.csv", dtype=str)
             table = pd.read_csv(folder / "review.csv")
             proposed = np.flatnonzero(np.isin(ids, table.path[table.issue_rank.notna()]))
             mended = planted | dict(zip(taken.path, taken.label, strict=True))
-            after, _ = trained(f"{how}-mended", {"data.relabel": _listed(place / "mended.csv", mended)})
-            _listed(place / "out.csv", dict.fromkeys(ids[proposed], ""))
-            values = {"data.relabel": place / f"{how}.csv", "data.exclude": place / "out.csv"}
+            after, _ = trained(f"{how}-mended", {"data.relabel": _listed(place / f"s{seed}-{how}-mended.csv", mended)})
+            left_out = _listed(place / f"s{seed}-{how}-out.csv", dict.fromkeys(ids[proposed], ""))
+            values = {"data.relabel": flips, "data.exclude": left_out}
             without, _ = trained(f"{how}-without", values)
             accuracies = {"clean": clean, "flipped": before, "relabelled": after, "left out": without}
-            rows.append({"flip": how, "seed": seed, "taken": len(taken), **found(proposed, wrong), **accuracies})
-            print(json.dumps(rows[-1]), flush=True)
-    return rows
+            row = {"flip": how, "seed": seed, "taken": len(taken), **found(proposed, wrong), **accuracies}
+            print(json.dumps(row), flush=True)
+            yield row
 
 
 def _listed(path: Path, label_of: dict[str, str]) -> Path:
@@ -129,9 +134,32 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--gain", type=int, default=0, help="seeds of fine-tuning before and after review")
+    parser.add_argument("--work", type=Path, help="with --gain: a folder for the runs")
     arguments = parser.parse_args()
+    if bool(arguments.gain) != (arguments.work is not None):
+        parser.error("--gain N and --work DIR go together")
     torch.set_num_threads(1)
+    if arguments.work:
+        arguments.work.mkdir(parents=True, exist_ok=True)
     vectors, labels = embeddings(arguments.data_root, arguments.weights)
+    if arguments.gain:
+        gained = []
+        with reading_once():
+            for row in gains(arguments.data_root, arguments.weights, vectors, arguments.gain, arguments.work):
+                gained.append(row)
+                show(gain_report(gained), arguments.out)
+    else:
+        show(report(proposed_rows(vectors, labels)), arguments.out)
+
+
+def show(text: str, out: Path | None) -> None:
+    print(text)
+    if out:
+        out.write_text(text)
+
+
+def proposed_rows(vectors: np.ndarray, labels: np.ndarray) -> list[dict]:
+    """What each way proposes, for each way of flipping and each seed."""
     rows = []
     for how in HOWS:
         for seed in SEEDS:
@@ -139,17 +167,10 @@ def main() -> None:
             for way, proposed in proposals(given, vectors).items():
                 rows.append({"flip": how, "seed": seed, "way": way, **found(proposed, wrong)})
                 print(json.dumps(rows[-1]), flush=True)
-    gained = []
-    if arguments.gain:
-        with tempfile.TemporaryDirectory() as place:
-            gained = gains(arguments.data_root, arguments.weights, vectors, arguments.gain, Path(place))
-    text = report(rows, gained)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text)
+    return rows
 
 
-def report(rows: list[dict], gained: list[dict]) -> str:
+def report(rows: list[dict]) -> str:
     """The tables in Markdown: means over the seeds with the least and the most, accuracies with their intervals."""
     lines = [
         "# Label errors found by `schane review`",
@@ -171,23 +192,21 @@ def report(rows: list[dict], gained: list[dict]) -> str:
             cells = [_cell([row["proposed"] for row in own], 1, 0)]
             cells += [_cell([row[key] for row in own], 100, 1) for key in ("precision", "recall")]
             lines.append(f"| {how} class | {way} | {' | '.join(cells)} |")
-    if gained:
-        lines += gain_lines(gained)
-    command = "python benchmarks/review.py --data-root DIR --weights FILE" + (" --gain N" if gained else "")
-    return "\n".join([*lines, "", f"Command: {command}", ""])
+    return "\n".join([*lines, "", "Command: python benchmarks/review.py --data-root DIR --weights FILE", ""])
 
 
-def gain_lines(gained: list[dict]) -> list[str]:
+def gain_report(gained: list[dict]) -> str:
     """What the next run gains: mean test accuracy, and the paired difference from the run on flipped labels."""
     settings = ", ".join(f"{key} {value}" for key, value in TRAINING.items())
     lines = [
+        "# What the run after `schane review` gains",
         "",
-        "## What the next run gains",
-        "",
-        f"Recipe cifar100_small with {settings}: fine-tuned on the flipped labels,",
-        "reviewed (the embedding has seen the wrong labels),",
-        "fine-tuned again with relabel.csv, and without the images proposed. Test accuracy, %, mean over "
-        f"{len({row['seed'] for row in gained})} seeds; differences paired by seed, 95 % interval (Student's t).",
+        f"CIFAR-100, 50 images per class, {SHARE:.0%} of the labels flipped. Recipe cifar100_small with {settings}:",
+        "fine-tuned on the flipped labels, reviewed (the embedding has seen the wrong labels), fine-tuned again with",
+        "relabel.csv, and without the images proposed. Test accuracy, %, n = 10,000, mean over "
+        f"{len({row['seed'] for row in gained})} seeds;",
+        "relabelled and left out: the difference from flipped in points, paired by seed, with the 95 % interval of",
+        "Student's t where there are several seeds.",
         "",
         "| flipped to | proposed | precision, % | recall, % | taken | clean | flipped | relabelled | left out |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -199,7 +218,8 @@ def gain_lines(gained: list[dict]) -> list[str]:
         cells += [f"{100 * own[key].mean():.1f}" for key in ("clean", "flipped")]
         cells += [_gain((own[key] - own.flipped).to_numpy()) for key in ("relabelled", "left out")]
         lines.append(f"| {how} class | {' | '.join(cells)} |")
-    return lines
+    command = "python benchmarks/review.py --data-root DIR --weights FILE --gain N --work DIR"
+    return "\n".join([*lines, "", f"Command: {command}", ""])
 
 
 def _gain(differences: np.ndarray) -> str:
