@@ -37,7 +37,8 @@ def _sources(pattern: str) -> str:
 @cache
 def optimizer_names() -> tuple[str, ...]:
     """What timm's optimizer factory takes."""
-    names = set(re.findall(r"OptimInfo\(\s*name='(\w+)'", _sources("optim/_optim_factory.py")))
+    registered = r"(?:OptimInfo\(\s*(?:name=)?|register_alias\()'(\w+)'"
+    names = set(re.findall(registered, _sources("optim/_optim_factory.py")))
     if not names:
         from timm.optim import list_optimizers
 
@@ -63,7 +64,8 @@ def require_backbone(name: str) -> None:
     architecture = SHORT_NAMES.get(name, name).partition(".")[0]
     if not backbone_names() or architecture in backbone_names():
         return
-    if not re.search(rf"'{re.escape(architecture)}'", _sources("models/*.py")):  # nor a former name, which timm takes
+    former = re.fullmatch(r"\w+", architecture) and f"'{architecture}'" in _sources("models/*.py")
+    if not former:  # which timm takes, too
         raise BadRequest(f"unknown backbone {name!r}{nearest(name, [*SHORT_NAMES, *backbone_names()])}")
 
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schane_cli import preflight, timm_names
+from schane_cli import preflight
 from schane_cli.cli import main
 from schane_cli.errors import BadRequest
 from schane_cli.recipe import build_recipe, parse_set, recipe_fields
@@ -263,7 +263,7 @@ class Refuse:
         if name.split(".")[0] in {"torch", "timm", "torchvision"}:
             raise AssertionError(f"imports {name}")
 sys.meta_path.insert(0, Refuse())
-from schane_cli import preflight, timm_names
+from schane_cli import preflight
 from schane_cli.cli import main
 for line in sys.stdin.read().split("|"):
     try:
@@ -307,9 +307,6 @@ def test_every_key_of_few_words_or_a_range_is_refused_by_the_recipe_or_before_to
 
 
 def test_the_names_that_are_known_without_torch_are_those_of_the_commands() -> None:
-    import timm
-    from timm.optim import list_optimizers
-
     from schane_cli.commands.export import FORMATS
     from schane_cli.fewshot.classifiers import CLASSIFIERS
     from schane_cli.models.model import Outputs
@@ -317,7 +314,3 @@ def test_the_names_that_are_known_without_torch_are_those_of_the_commands() -> N
     assert tuple(CLASSIFIERS) == preflight.CLASSIFIER_NAMES
     assert tuple(FORMATS) == preflight.EXPORT_FORMATS
     assert set(Outputs._fields) == set(preflight.LAYERS)
-    assert set(timm_names.optimizer_names()) == set(list_optimizers())
-    assert set(timm_names.backbone_names()) >= set(timm.list_models())
-    for name in [*timm.models._registry._model_entrypoints, *timm_names.SHORT_NAMES, "resnet50.a1_in1k"]:
-        timm_names.require_backbone(name)  # the former names that timm still takes, too
