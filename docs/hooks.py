@@ -1,6 +1,9 @@
 """Pages of the site that are made from the code: commands, recipe, metrics. mkdocs calls `on_page_markdown`."""
 
+import math
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
@@ -12,6 +15,8 @@ from schane_cli.flags import FLAG_OF, field_range
 from schane_cli.metrics.registry import METRICS, Metric
 from schane_cli.recipe import Recipe
 
+EVIDENCE = Path(__file__).resolve().parent.parent / "results" / "evidence"
+
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put what is generated in the place of its marker."""
@@ -19,7 +24,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         marker = f"<!-- generated: {name} -->"
         if marker in markdown:
             markdown = markdown.replace(marker, "\n".join(generate()))
-    return markdown.replace("<!-- run -->\n", "")
+    return markdown
 
 
 def commands() -> Iterator[str]:
@@ -79,23 +84,48 @@ def _shown(default: Any) -> str:
 
 def metrics() -> Iterator[str]:
     """A section per metric."""
-    for metric in METRICS.values() if isinstance(METRICS, dict) else METRICS:
+    for metric in METRICS.values():
         yield from _metric(metric)
 
 
 def _metric(metric: Metric) -> Iterator[str]:
-    low, high = metric.bounds
     facts = {
         "Key": f"`{metric.name}`",
-        "Range": f"{low:g} to {high:g}" if (low, high) != (float("-inf"), float("inf")) else "any number",
+        "Range": _range(metric),
         "Better": {"higher": "higher", "lower": "lower", "none": "neither way"}[metric.direction],
         "Interval": metric.interval or metric.no_interval,
         "Source": metric.source,
         "Choices": metric.choices,
+        "It misleads": metric.misleads,
     }
     yield from (f"## {metric.heading}", "", metric.definition, "")
     yield from (f"- {name}: {text}" for name, text in facts.items() if text)
     yield ""
+
+
+def _range(metric: Metric) -> str:
+    """From the lowest value to the highest, as they are printed."""
+    low, high = (metric.scale * bound for bound in metric.bounds)
+    ends = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} and more"
+    return f"{ends} {metric.unit}".rstrip() if math.isfinite(low) else "any number"
+
+
+def evidence() -> Iterator[str]:
+    """The evidence as it lies beside its runs; files that are not on this site are named without a link."""
+    text = (EVIDENCE / "README.md").read_text().replace("../../docs/", "")
+    text = text.replace("(differences.png)", "(evidence/differences.png)").replace(
+        "(tables.md)", "(evidence/tables.md)"
+    )
+    yield re.sub(r"\[([^\]]*)\]\((?:runs|studies)[^)]*\)", r"\1", text)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """The tables and the picture of the evidence become files of this site."""
+    from mkdocs.structure.files import File
+
+    for name in ("tables.md", "differences.png"):
+        files.append(File.generated(config, f"evidence/{name}", abs_src_path=str(EVIDENCE / name)))
+    return files
 
 
 def _paragraph(text: str) -> str:
@@ -106,4 +136,9 @@ def _cell(text: str) -> str:
     return text.replace("|", r"\|").replace("<", "&lt;")
 
 
-GENERATED: dict[str, Callable[[], Iterator[str]]] = {"cli": commands, "recipe": recipe, "metrics": metrics}
+GENERATED: dict[str, Callable[[], Iterator[str]]] = {
+    "cli": commands,
+    "recipe": recipe,
+    "metrics": metrics,
+    "evidence": evidence,
+}

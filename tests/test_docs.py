@@ -1,17 +1,22 @@
 """The documents keep up with the program: commands, flags, recipes and links they name exist, and none is forgotten."""
 
 import itertools
+import json
 import re
 import runpy
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import typer
 
 from schane_cli.cli import app
-from schane_cli.metrics.registry import METRICS
+from schane_cli.metrics.registry import METRICS, find_metric
 from schane_cli.recipe import known_keys, recipe_names
+from schane_cli.reports.report import report as draw_again
+from schane_cli.terminal import Terminal
+from tests.jobs import run_tiny
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -46,10 +51,14 @@ def test_every_call_in_the_documents_names_commands_and_flags_that_exist(path: P
             assert value.partition("=")[0] in known_keys()
 
 
-def test_every_command_stands_in_the_readme() -> None:
-    shown = {call[0] for call in _calls(README)}
+def test_every_command_stands_on_the_first_page_of_the_site() -> None:
+    """README.md, a screen and a half, shows four of them and leads there."""
+    index = (ROOT / "docs" / "index.md").read_text()
+    shown = {call[0] for call in _calls(index)}
     assert set(COMMANDS) - {"recipes"} <= shown
-    assert "schane recipes" in README
+    assert "schane recipes" in index
+    assert "(docs/index.md)" in README
+    assert len(README.splitlines()) <= 60
 
 
 def test_every_recipe_says_how_to_run_it_by_a_command_that_exists() -> None:
@@ -65,12 +74,31 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
         assert (path.parent / target).exists(), target
 
 
-def test_the_snippet_of_the_loss_on_the_site_runs_as_it_stands() -> None:
-    text = (ROOT / "docs" / "own-loop.md").read_text().split("<!-- run -->")[1]
-    lines = itertools.takewhile(lambda line: not line.strip() or line.startswith("    "), text.splitlines())
-    scope: dict[str, object] = {}
-    exec("\n".join(line[4:] for line in lines), scope)  # noqa: S102 (our own page)
-    assert scope["projection"].grad is not None  # type: ignore[attr-defined]
+def _keys_of_section(text: str, section: str) -> set[str]:
+    """What the first column of a section's tables names."""
+    part = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`.+?) \| ", part, flags=re.MULTILINE)
+    return {key for cell in cells for key in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_every_file_and_key_that_a_run_writes_stands_in_the_reference(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "reference" / "run-folder.md").read_text()
+    run_tiny(tmp_path / "run", train__keep_epochs=1, train__epochs=2, train__ema_decay=None)
+    draw_again(tmp_path / "run", terminal=Terminal(quiet=True))
+    patterns = re.findall(r"`([^`]+)`", text)
+    for path in (tmp_path / "run").rglob("*"):
+        name = path.relative_to(tmp_path / "run").as_posix()
+        assert path.is_dir() or any(fnmatch(name, pattern) for pattern in patterns), name
+
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    written = {key for line in lines for key in line}
+    assert written == _keys_of_section(text, "metrics.jsonl")
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert set(environment) == _keys_of_section(text, "environment.json")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    named = _keys_of_section(text, "summary.json")
+    assert {key for key in summary if not find_metric(key.removesuffix("_ci95"))} <= named
+    assert named <= set(summary)
 
 
 def test_the_references_on_the_site_name_every_command_key_and_metric() -> None:

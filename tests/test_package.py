@@ -2,12 +2,15 @@
 
 import ast
 import os
+import re
+import runpy
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
 from contextlib import suppress
+from email import message_from_string
 from importlib import metadata
 from pathlib import Path
 
@@ -16,18 +19,29 @@ from hatchling import build
 from packaging.specifiers import SpecifierSet
 
 from schane_cli.recipe import recipe_names
+from tests.jobs import TINY
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_wheel_runs_outside_the_checkout_with_recipes_pages_and_types(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what pip would install from the wheel that pip would build from the sdist."""
+    place = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        with tarfile.open(place / build.build_sdist(str(place))) as file:
+            file.extractall(place, filter="data")
+        (unpacked,) = [path for path in place.iterdir() if path.is_dir()]
+        patch.chdir(unpacked)
+        with zipfile.ZipFile(place / build.build_wheel(str(place))) as file:
+            file.extractall(place / "site")
+    return place / "site"
+
+
+def test_the_wheel_from_the_sdist_runs_outside_the_checkout_with_recipes_pages_and_types(
+    site: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(ROOT)
-    wheel = tmp_path / build.build_wheel(str(tmp_path))
-    site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as file:
-        file.extractall(site)
     files = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     checkout = {str(path.relative_to(ROOT)) for path in (ROOT / "schane_cli").rglob("*") if path.is_file()}
     checkout = {name for name in checkout if "__pycache__" not in name}
@@ -45,13 +59,50 @@ def test_the_wheel_runs_outside_the_checkout_with_recipes_pages_and_types(
     assert listed.startswith(str(site))
     assert all(name in listed for name in recipe_names())
     assert "resolved" in schane("recipes", "show", "--help")
+    schane("finetune", *(part for key, value in TINY.items() for part in ("--set", f"{key}={value}")), "--out", "run")
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_the_sdist_holds_the_tests_and_no_results_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    with tarfile.open(tmp_path / build.build_sdist(str(tmp_path))) as file:
+def _description(site: Path) -> str:
+    (info,) = site.glob("schane-*.dist-info")
+    return message_from_string((info / "METADATA").read_text()).get_payload()  # type: ignore[return-value]
+
+
+def test_the_package_index_shows_no_dead_link_and_no_broken_picture(site: Path) -> None:
+    description = _description(site)
+    assert "python3 dev.py demo" in description
+    assert "Does it help?" in description
+    targets = re.findall(r"\]\(([^)]*)\)", description)
+    assert targets
+    assert [target for target in targets if not target.startswith("https://")] == []
+    assert "<img" not in description
+    assert "](docs" in (ROOT / "README.md").read_text(), "in a checkout the links lead to files"
+
+
+def test_links_are_absolute_once_the_repository_has_an_address() -> None:
+    described = runpy.run_path(str(ROOT / "hatch_build.py"))["long_description"]
+    readme = "[a page](docs/a.md#b), [paper](https://arxiv.org)\n\n![a picture](docs/p.png)\n\nEnd"
+    here = "https://forge.example/us/schane"
+    assert described(readme, here) == (
+        f"[a page]({here}/blob/HEAD/docs/a.md#b), [paper](https://arxiv.org)\n\n"
+        f"![a picture]({here}/raw/HEAD/docs/p.png)\n\nEnd"
+    )
+    assert described(readme, None).startswith("a page, [paper](https://arxiv.org)\n\nEnd")
+
+
+def test_the_sdist_holds_the_tests_and_no_results_of_runs(site: Path) -> None:
+    (sdist,) = site.parent.glob("*.tar.gz")
+    with tarfile.open(sdist) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "recipes/digits.yaml", "tests/conftest.py"} <= names
+    assert {
+        "pyproject.toml",
+        "hatch_build.py",
+        "README.md",
+        "docs/install.md",
+        "LICENSE",
+        "recipes/digits.yaml",
+        "tests/conftest.py",
+    } <= names
     assert not any(name.endswith(".pt") for name in names)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed as dist
 
@@ -266,7 +267,8 @@ def name_images(
         return {}
     shown = assemble(run, options, predictor.class_names, len(images), terminal)
     if shown.readable == 0:
-        raise SchaneError(f"none of the {len(images)} images can be read; {run.unreadable_table} says why")
+        first = pd.read_csv(run.unreadable_table)["error"].iloc[0]
+        raise SchaneError(f"none of the {len(images)} images can be read; {run.unreadable_table} says why: {first}")
     if copies is not None:
         copy_images(run.full_predictions_table, copies, terminal)
     full = {

@@ -104,8 +104,12 @@ def starts_as_image(data: bytes) -> bool:
         data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"qoif"))
         or (data.startswith(b"RIFF") and data[8:12] == b"WEBP")
         or (data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"))
-        or (data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and "HEIF" in _formats())
+        or (_is_heif(data) and "HEIF" in _formats())
     )
+
+
+def _is_heif(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
 
 
 @cache
@@ -123,6 +127,8 @@ def _open(data: bytes) -> Image.Image:
     """An image whose header has been read and whose size is within the limit."""
     if not data:
         raise ValueError("it is empty (0 bytes)")
+    if _is_heif(data) and "HEIF" not in _formats():
+        raise ValueError("it is HEIC, which takes the extra heif: pip install 'schane[heif]'")
     image = Image.open(io.BytesIO(data), formats=_formats())
     _require_size(*image.size)
     return image

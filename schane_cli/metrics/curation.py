@@ -25,6 +25,7 @@ NEIGHBOURS = 10
 HASH_SIDE = 8
 # (least cosine of the embeddings, most of 64 differing bits) of a pair that counts as near-duplicates
 DUPLICATE_RULES = ((0.9, 3), (0.99, 6))
+_BITS_OF_BYTE = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def neighbourhood(vectors: Floats, hashes: Ints) -> Neighbourhood:
         first, second = np.nonzero(cosines >= DUPLICATE_RULES[0][0])
         later = second > first + start
         first, second = first[later], second[later]
-        bits = np.bitwise_count(hashes[first + start] ^ hashes[second]).astype(np.int64)
+        bits = _different_bits(hashes[first + start], hashes[second])
         candidate_cosines = cosines[first, second]
         alike = np.zeros(len(bits), dtype=bool)
         for least, most in DUPLICATE_RULES:
@@ -195,6 +196,11 @@ def neighbourhood(vectors: Floats, hashes: Ints) -> Neighbourhood:
         np.concatenate(pair_cosines).astype(np.float64),
         np.concatenate(pair_bits),
     )
+
+
+def _different_bits(first: np.ndarray, second: np.ndarray) -> Ints:
+    """The number of bits in which the hashes of each pair differ (numpy has bitwise_count from 2.0 on)."""
+    return _BITS_OF_BYTE[(first ^ second)[:, None].view(np.uint8)].sum(axis=1, dtype=np.int64)
 
 
 def outliers(score: Floats) -> Ints:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from schane_cli.metrics.caveats import CAVEATS
+
 Direction = Literal["higher", "lower", "none"]
 Kind = Literal["result", "cost", "rate"]
 Interval = Sequence[float | None] | None
@@ -26,7 +28,7 @@ class Metric:
     `scale`. `direction` says which way is better. `definition` is one sentence, `source` its paper, and `choices` what
     the paper leaves open and how it was settled. `bounds` are the values it can take. `kind`: a result of the model, a
     cost of getting it, or the rate of a machine. `interval` names the method of its 95 % interval, and where it is
-    empty no interval is printed: `no_interval` says why.
+    empty no interval is printed: `no_interval` says why. `misleads` says when not to trust it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Metric:
     kind: Kind = "result"
     interval: str = ""
     no_interval: str = ""
+    misleads: str = ""
 
     @property
     def is_share(self) -> bool:
@@ -521,7 +524,8 @@ _EMBEDDING = (
 )
 
 METRICS: dict[str, Metric] = {
-    one.name: one for one in (*_CLASSIFICATION, *_FEWSHOT, *_PREDICTIONS, *_COSTS, *_EMBEDDING)
+    one.name: replace(one, misleads=CAVEATS[one.name])
+    for one in (*_CLASSIFICATION, *_FEWSHOT, *_PREDICTIONS, *_COSTS, *_EMBEDDING)
 }
 # How a share that is no metric of its own is printed: what it is a share of stands beside it.
 PLAIN_SHARE = _share("share", "share", "none", "Share of what stands beside it.")

@@ -99,6 +99,15 @@ def test_heic_is_read_with_the_extra_heif(tmp_path: Path) -> None:
     assert np.abs(read_image(tmp_path / "phone.HEIC").astype(int) - np.asarray(picture)).max() < 20
 
 
+def test_heic_without_the_extra_is_refused_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    monkeypatch.setattr(decode_module, "_formats", lambda: ("JPEG",))
+    with pytest.raises(BadRequest, match=r"it is HEIC, .* pip install 'schane\[heif\]'"):
+        read_image(tmp_path / "phone.heic")
+
+
 def test_avif_and_jpegs_by_other_suffixes_are_read(tmp_path: Path) -> None:
     picture = Image.new("RGB", (64, 48), (200, 30, 30))
     for suffix in (".avif", ".jfif", ".jpe", ".JPG", ".jp2", ".pbm"):

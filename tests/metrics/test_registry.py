@@ -2,6 +2,7 @@
 
 import pytest
 
+from schane_cli.metrics.caveats import CAVEATS
 from schane_cli.metrics.registry import METRICS, find_metric, metric, significant, summary_rows
 
 
@@ -63,6 +64,8 @@ def test_every_metric_is_defined() -> None:
         assert one.definition.endswith(".")
         assert one.direction in {"higher", "lower", "none"}
         assert one.kind != "result" or one.interval or one.no_interval
+        assert one.misleads.endswith(".")
+    assert set(CAVEATS) == set(METRICS)
 
 
 def test_no_value_and_no_interval_are_said_and_not_printed_as_nan() -> None:
