@@ -52,7 +52,7 @@ def test_the_wheel_from_the_sdist_runs_outside_the_checkout_with_recipes_pages_a
         code = "import schane_cli.cli as cli; print(cli.__file__); cli.main()"
         environment = {**os.environ, "PYTHONPATH": str(site)}
         return subprocess.check_output(
-            [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, text=True, timeout=120
+            [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, text=True, timeout=280
         )
 
     listed = schane("recipes", "ls")
