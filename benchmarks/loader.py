@@ -73,14 +73,14 @@ sets = {
 }
 for line in sys.stdin:
     size, views, workers = map(int, line.split())
+    gc.collect()
     started, busy, count = time.perf_counter(), sum(os.times()[:4]), 0
     sampler = StepSampler(sets[size].labels, batch_size=64, epochs=1, seed=0)
     transform = train_transform(AugmentRecipe(), size)
     loader = train_loader(sets[size], sampler, transform, views=views, workers=workers, pin_memory=False)
     for pixels, _, _ in loader:
         count += len(pixels) * views
-    del loader
-    gc.collect()
+    del loader, pixels
     print(count / (time.perf_counter() - started), count / (sum(os.times()[:4]) - busy), flush=True)
 """
 POLICIES = ("rand-m9-inc1", "augmix-m3", "3a", "ta_wide")
@@ -290,12 +290,18 @@ def version(checkout: Path, jpeg: Path, png: Path) -> Iterator[Callable[[int, in
         asked.close()
 
 
+def _in_turn(now: Callable, then: Callable, number: int, pass_: tuple[int, int, int]) -> list[list[float]]:
+    """Both versions' speeds, the later one measured first in every other round."""
+    measured = {one: one(*pass_) for one in ((now, then) if number % 2 else (then, now))}
+    return [measured[now], measured[then]]
+
+
 def compare_versions(before: Path, jpeg: Path, png: Path, rounds: int) -> list[str]:
     """Rows of the speed of this checkout and an earlier one, in turn, over all rounds but the first, which warms up."""
     rows = []
     with version(Path(__file__).parents[1], jpeg, png) as now, version(before, jpeg, png) as then:
         for size, views, workers in ((s, v, w) for s in (224, 32) for v in (1, 2) for w in (0, 1)):
-            pairs = np.array([[one(size, views, workers) for one in (now, then)] for _ in range(rounds + 1)])[1:]
+            pairs = np.array([_in_turn(now, then, number, (size, views, workers)) for number in range(rounds + 1)])[1:]
             ratios = pairs[:, 0] / pairs[:, 1]
             (wall, busy), (wall_then, busy_then) = np.median(pairs, axis=0)
             said = [f"{np.median(ratio):.2f} ({ratio.min():.2f})" for ratio in ratios.T]

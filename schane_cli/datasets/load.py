@@ -14,8 +14,8 @@ from schane_cli.datasets.sources import read_source
 from schane_cli.errors import BadRequest
 from schane_cli.images.content import content_of, shared_between, unread_count, with_content, without_shared
 from schane_cli.images.decode import read_image
-from schane_cli.images.imageset import ImageSet
-from schane_cli.images.memory import in_memory_if_small
+from schane_cli.images.imageset import Files, ImageSet
+from schane_cli.images.memory import as_kept_files, in_memory_if_small
 from schane_cli.images.splits import FewshotSplits, Splits, complete, cut_train, fewshot_splits
 from schane_cli.recipe import DataRecipe
 from schane_cli.terminal import Terminal
@@ -123,11 +123,16 @@ def listed_parts(recipe: DataRecipe) -> Parts:
 
 def _read(recipe: DataRecipe) -> Parts:
     parts = listed_parts(recipe)
+    as_listed = dict(parts)
     left_out: list[str] = []
     for split, part in parts.items():
         with Terminal(json=True).task(f"decoding {split}", len(part), unit="img") as task:
             parts[split], broken = in_memory_if_small(part, task.advance, leave_out=recipe.broken == "leave_out")
         left_out += broken
+    if unread_count(parts):  # all are compared as files then, since pixels and bytes are never equal
+        for split, part in parts.items():
+            if isinstance(as_listed[split].images, Files) and not isinstance(part.images, Files):
+                parts[split] = as_kept_files(part, as_listed[split])
     if left_out:
         parts.notes.append(f"{len(left_out):,} images left out since they cannot be read, such as {left_out[0]}")
     parts.left_out = len(left_out)

@@ -59,6 +59,18 @@ def in_memory_if_small(
     return (replace(kept, images=stack_if_even(decoded)) if small else kept), [part.ids[index] for index in broken]
 
 
+def as_kept_files(decoded: ImageSet, part: ImageSet) -> ImageSet:
+    """A decoded set as files again, whose pixels stay in memory; `part` holds its images as files, and maybe others."""
+    assert isinstance(part.images, Files)
+    names = set(decoded.ids)
+    rows = np.flatnonzero([name in names for name in part.ids])
+    memory = PixelMemory(len(rows), sum(image.size for image in decoded.images))
+    for row, image in enumerate(decoded.images):
+        memory.keep(row, image)
+    files = part.images.take(rows)
+    return replace(decoded, images=KeptFiles(files.folder, files.names, memory, np.arange(len(rows))))
+
+
 def _kept_files(files: Images) -> KeptFiles:
     assert isinstance(files, Files)
     memory = PixelMemory(len(files), IN_MEMORY_BYTES)

@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -436,6 +437,22 @@ def test_many_small_images_are_decoded_when_they_are_first_read(
     process.join(timeout=60)
     splits.test.read(0)  # what the other process decoded is here too
     assert len(decoded) == len(splits.train)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_large_train_and_a_small_test_that_share_images_are_known_to(
+    streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_folders(tmp_path / "set" / "train", {"cat": 8, "dog": 8}, ".png")
+    class_folders(tmp_path / "set" / "test", {"cat": 3, "dog": 3}, ".png")
+    shutil.copy(tmp_path / "set" / "train" / "cat" / "cat_1.png", tmp_path / "set" / "test" / "cat" / "copy.png")
+    monkeypatch.setattr(memory, "AT_ONCE", 10)
+    if streamed:
+        (tmp_path / "set" / "test" / "dog" / "broken.png").write_bytes(b"")
+        monkeypatch.setattr(memory, "IN_MEMORY_BYTES", 15_000)  # seven images of 24 x 20 pixels fit, sixteen do not
+    splits = load(f"folder:{tmp_path}/set", root=tmp_path, broken="leave_out" if streamed else "stop")
+    assert len(splits.test) == 7
+    assert any("SHARED: 1 images of test are also in" in note for note in splits.notes)
 
 
 def test_a_column_that_looks_like_splits_is_said(tmp_path: Path) -> None:
