@@ -11,10 +11,9 @@ from collections.abc import Callable
 from zlib import crc32
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import gaussian_filter, zoom
-from scipy.signal import fftconvolve
 
 SEVERITIES = (1, 2, 3, 4, 5)
 Floats = NDArray[np.float32]
@@ -40,7 +39,7 @@ def _speckle_noise(image: Floats, sigma: float, rng: np.random.Generator) -> Flo
 
 def _gaussian_blur(image: Floats, radius: float, _: np.random.Generator) -> Floats:
     sigma = radius * _scale(image)
-    return np.asarray(gaussian_filter(image, (sigma, sigma, 0), mode="nearest"), np.float32)
+    return np.asarray(scipy.ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest"), np.float32)
 
 
 def _defocus_blur(image: Floats, radius: float, _: np.random.Generator) -> Floats:
@@ -65,7 +64,7 @@ def _zoom_blur(image: Floats, most: float, _: np.random.Generator) -> Floats:
     total = image.copy()
     factors = np.linspace(1, 1 + most, 7)[1:]
     for factor in factors:
-        large = zoom(image, (factor, factor, 1), order=1)
+        large = scipy.ndimage.zoom(image, (factor, factor, 1), order=1)
         top, left = (large.shape[0] - side_y) // 2, (large.shape[1] - side_x) // 2
         total += large[top : top + side_y, left : left + side_x]
     return np.asarray(total / (len(factors) + 1), np.float32)
@@ -145,7 +144,7 @@ def _convolve(image: Floats, kernel: NDArray[np.float64]) -> Floats:
     reach = kernel.shape[0] // 2
     padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
     kernel = (kernel / kernel.sum())[..., None]
-    return fftconvolve(padded, kernel, mode="valid", axes=(0, 1)).astype(np.float32)
+    return scipy.signal.fftconvolve(padded, kernel, mode="valid", axes=(0, 1)).astype(np.float32)
 
 
 def _smooth_noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) -> Floats:

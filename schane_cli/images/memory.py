@@ -63,9 +63,10 @@ def as_kept_files(decoded: ImageSet, part: ImageSet) -> ImageSet:
     """A decoded set as files again, whose pixels stay in memory; `part` holds its images as files, and maybe others."""
     assert isinstance(part.images, Files)
     names = set(decoded.ids)
-    rows = np.flatnonzero([name in names for name in part.ids])
-    memory = PixelMemory(len(rows), sum(image.size for image in decoded.images))
-    for row, image in enumerate(decoded.images):
+    rows = np.flatnonzero(np.fromiter((name in names for name in part.ids), dtype=bool, count=len(part)))
+    pixels = [image for image in decoded.images if isinstance(image, np.ndarray)]
+    memory = PixelMemory(len(rows), sum(image.size for image in pixels))
+    for row, image in enumerate(pixels):
         memory.keep(row, image)
     files = part.images.take(rows)
     return replace(decoded, images=KeptFiles(files.folder, files.names, memory, np.arange(len(rows))))

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, logsumexp
-from sklearn.metrics import confusion_matrix
+import scipy
 
 from schane_cli.checks import as_array, require_finite
 from schane_cli.metrics.intervals import Estimate, Z, accuracy_interval, mean_share_interval, skewed_mean_interval
@@ -83,13 +81,15 @@ def accuracy_and_nll(logits: Any, labels: Any) -> tuple[float, float]:
     `logits` (n, C), `labels` (n,). Raises ValueError for malformed input.
     """
     logits, labels = check_logits(logits, labels)
-    right, log_p = logits.argmax(axis=1) == labels, log_softmax(logits.astype(np.float64), axis=1)
+    right, log_p = logits.argmax(axis=1) == labels, scipy.special.log_softmax(logits.astype(np.float64), axis=1)
     return int(right.sum()) / len(labels), float(-log_p[np.arange(len(labels)), labels].mean())
 
 
 def confusion(logits: Any, labels: Any) -> Ints:
     """Counts (C, C): row the label, column the prediction (highest logit)."""
     logits, labels = check_logits(logits, labels)
+    from sklearn.metrics import confusion_matrix  # takes a second, which a run need not wait for
+
     counts: Ints = confusion_matrix(labels, logits.argmax(axis=1), labels=np.arange(logits.shape[1]))
     return counts
 
@@ -176,7 +176,7 @@ def calibration(logits: Any, labels: Any, *, seed: int, n_bins: int = 15, temper
     `logits` (n, C), `labels` (n,). Raises ValueError for malformed input.
     """
     logits, labels = check_logits(logits, labels)
-    log_p = log_softmax(logits.astype(np.float64) / temperature, axis=1)
+    log_p = scipy.special.log_softmax(logits.astype(np.float64) / temperature, axis=1)
     p = np.exp(log_p)
     confidence, correct = p.max(axis=1), (p.argmax(axis=1) == labels).astype(np.float64)
     nll, brier = mean_losses(log_p, labels)
@@ -286,10 +286,10 @@ def fit_temperature(logits: Any, labels: Any) -> TemperatureFit:
 
     def nll(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)
-        return float((logsumexp(logits * scale, axis=1) - own * scale).mean())
+        return float((scipy.special.logsumexp(logits * scale, axis=1) - own * scale).mean())
 
     bound = MAX_LOG_TEMPERATURE
-    fit = minimize_scalar(nll, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6})
+    fit = scipy.optimize.minimize_scalar(nll, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6})
     # NLL that only falls towards a bound is flat there to the last digit: the search then stops anywhere short of it.
     edge = min((-bound, bound), key=nll)
     at_bound = nll(edge) <= float(fit.fun) + 1e-12

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
-from scipy.optimize import brentq
 
 from schane_cli.checks import require_finite
 
 UNBOUNDED = (-np.inf, np.inf)
-Z = float(stats.norm.ppf(0.975))
+Z = 1.959963984540054  # the 97.5 % point of the normal distribution; scipy.stats takes a second to import
 INFORMATIVE_IMAGES = 8  # with this many images deciding an area, DeLong's variance and the model's have equal weight
 
 
@@ -59,8 +58,8 @@ def auc_interval(auc: float, variance: float, n: tuple[int, int], informative: f
         return (auc - t) ** 2 - Z**2 * ratio * _newcombe_variance(t, n)
 
     tiny = 1e-9
-    low = 0.0 if auc <= tiny else float(brentq(excess, 1e-12, auc - tiny))
-    high = 1.0 if auc >= 1 - tiny else float(brentq(excess, auc + tiny, 1 - 1e-12))
+    low = 0.0 if auc <= tiny else float(scipy.optimize.brentq(excess, 1e-12, auc - tiny))
+    high = 1.0 if auc >= 1 - tiny else float(scipy.optimize.brentq(excess, auc + tiny, 1 - 1e-12))
     return low, high
 
 
@@ -91,11 +90,11 @@ def skewed_mean_interval(
     1992, J. R. Statist. Soc. B 54, 221). Losses of which a few images decide the mean keep their coverage (down to
     one wrong image), where a percentile bootstrap falls to 88 %.
     """
-    n, mean, error = len(terms), float(terms.mean()), float(stats.sem(terms))
+    n, mean, error = len(terms), float(terms.mean()), float(scipy.stats.sem(terms))
     if error <= 1e-12 * max(abs(mean), 1e-12):  # all alike but for rounding
         return mean, mean
-    bend = float(stats.skew(terms)) / math.sqrt(n)
-    quantile = float(stats.t.ppf(0.975, n - 1))
+    bend = float(scipy.stats.skew(terms)) / math.sqrt(n)
+    quantile = float(scipy.stats.t.ppf(0.975, n - 1))
 
     def untransformed(t: float) -> float:
         return 3 / bend * (float(np.cbrt(1 + bend * (t - bend / 6))) - 1) if abs(bend) > 1e-6 else t
@@ -130,7 +129,7 @@ def halves_interval(value: float, halves: NDArray[np.floating[Any]], n: float) -
     """
     share, variance = float(halves.mean()), _halves_error(halves) ** 2
     if variance > 0:
-        variance *= (stats.t.ppf(0.975, halves.shape[1]) / Z) ** 2
+        variance *= (scipy.stats.t.ppf(0.975, halves.shape[1]) / Z) ** 2
         n = min(n, max(share * (1 - share) / variance, 1.0))
     return wilson(value, n)
 
@@ -143,8 +142,8 @@ def _halves_error(halves: NDArray[np.floating[Any]]) -> float:
 def paired_change(change: float, terms: NDArray[np.floating[Any]]) -> tuple[tuple[float, float], float]:
     """95 % interval and two-sided p-value of a paired difference, from the differences of `terms` (n,) or (2, K)."""
     halves = terms.ndim == 2
-    error = _halves_error(terms) if halves else float(stats.sem(terms))
-    spread = stats.t(terms.shape[1] if halves else len(terms) - 1)
+    error = _halves_error(terms) if halves else float(scipy.stats.sem(terms))
+    spread = scipy.stats.t(terms.shape[1] if halves else len(terms) - 1)
     if error <= 1e-12:  # the very same results: no spread to judge by
         return (change, change), 1.0
     half = float(spread.ppf(0.975)) * error
@@ -167,7 +166,7 @@ def t_interval(values: ArrayLike, bounds: tuple[float, float] = UNBOUNDED) -> Es
     mean = float(sample.mean())
     if len(sample) < 2:
         return Estimate(mean, None, 1)
-    half = float(stats.t.ppf(0.975, len(sample) - 1) * stats.sem(sample))
+    half = float(scipy.stats.t.ppf(0.975, len(sample) - 1) * scipy.stats.sem(sample))
     low, high = np.clip((mean - half, mean + half), *bounds)
     return Estimate(mean, (float(low), float(high)), len(sample))
 
@@ -216,7 +215,7 @@ def paired_comparison(a: ArrayLike, b: ArrayLike, resolution: float = 0.0) -> Pa
         return PairedComparison(
             mean, None, None, n, "the differences are the same up to rounding, so they have no spread"
         )
-    result: Any = stats.ttest_1samp(change, 0.0)
+    result: Any = scipy.stats.ttest_1samp(change, 0.0)
     interval = result.confidence_interval(0.95)
     return PairedComparison(mean, (float(interval.low), float(interval.high)), float(result.pvalue), n)
 

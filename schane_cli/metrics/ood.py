@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax, logsumexp
-from sklearn.neighbors import NearestNeighbors
+import scipy
 
 from schane_cli.checks import as_array, require_finite
 from schane_cli.metrics.intervals import Estimate, auc_interval, combined_interval, wilson
@@ -28,13 +27,13 @@ class Detection:
 def max_softmax_score(logits: Any) -> Floats:
     """Highest softmax probability (n,) of logits (n, C); higher is more in-distribution (Hendrycks and Gimpel 2017)."""
     logits = as_array(logits).astype(np.float64)
-    score: Floats = np.exp(log_softmax(logits, axis=1).max(axis=1))
+    score: Floats = np.exp(scipy.special.log_softmax(logits, axis=1).max(axis=1))
     return score
 
 
 def energy_score(logits: Any, temperature: float = 1.0) -> Floats:
     """Negative free energy T logsumexp(logits / T) (n,); higher is more in-distribution (Liu et al. 2020, eq. 4)."""
-    score: Floats = temperature * logsumexp(as_array(logits).astype(np.float64) / temperature, axis=1)
+    score: Floats = temperature * scipy.special.logsumexp(as_array(logits).astype(np.float64) / temperature, axis=1)
     return score
 
 
@@ -46,6 +45,8 @@ def knn_score(embeddings: Any, train_embeddings: Any, k: int = 50) -> Floats:
     queries, train = (_unit_rows(as_array(e).astype(np.float64)) for e in (embeddings, train_embeddings))
     if len(train) < k:
         raise ValueError(f"the kNN score with k={k} needs at least {k} training embeddings, and there are {len(train)}")
+    from sklearn.neighbors import NearestNeighbors  # takes a second, which a run need not wait for
+
     distances, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(train).kneighbors(queries)
     score: Floats = -distances[:, -1]
     return score

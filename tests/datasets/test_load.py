@@ -2,12 +2,14 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from schane_cli.commands.fewshot import seen_classes_note
 from schane_cli.datasets import load as data
@@ -555,3 +557,21 @@ def test_a_study_reads_its_images_once_and_other_calls_again(monkeypatch: pytest
     whole = load_splits(DataRecipe(dataset="digits"))
     assert asked == ["digits"] * 2
     assert ids(few.test) == ids(whole.test)
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    digits, whole = load_digits(), DATASETS["digits"].read(Path())["all"]
+    grey = np.asarray(whole.images)[..., 0]
+    assert np.array_equal(grey, (digits.images * (255 / 16)).round().astype(np.uint8))
+    assert np.array_equal(whole.labels, digits.target)
+
+
+def test_a_run_imports_no_library_that_its_first_step_does_not_need() -> None:
+    heavy = ("sklearn", "pandas", "pyarrow", "matplotlib", "scipy.stats", "scipy.optimize", "scipy.signal", "datasets")
+    code = (
+        "import schane_cli.cli, schane_cli.commands.finetune, schane_cli.training.trainer, sys;"
+        "from schane_cli.datasets.load import load_splits; from schane_cli.recipe import DataRecipe;"
+        f"load_splits(DataRecipe(dataset='digits')); print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
