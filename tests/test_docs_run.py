@@ -52,6 +52,7 @@ NOT_RUN = {  # the beginning of a line: why no test runs it
     "finetune --dataset pets": "Oxford-IIIT Pet has to be downloaded; tests/training/test_phases.py trains heads first",
     "finetune --dataset hfds:beans": "beans has to be downloaded; tests/datasets read saved and local hub sets",
     "finetune --loss margin": "needs the plug-in package; tests/test_examples.py installs it",
+    "doctor": "measures the machine for half a minute; tests/cli/test_doctor.py runs it",
     "--install-completion": "would change the shell's own files",
 }
 NEEDS = ("transformers", "onnxruntime", "onnxscript")  # of a block or line that names one, or the format onnx
