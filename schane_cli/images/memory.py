@@ -72,9 +72,13 @@ def as_kept_files(decoded: ImageSet, part: ImageSet) -> ImageSet:
     return replace(decoded, images=KeptFiles(files.folder, files.names, memory, np.arange(len(rows))))
 
 
-def _kept_files(files: Images) -> KeptFiles:
+def _kept_files(files: Images) -> Files:
+    """The files with room for their pixels, where the system grants it."""
     assert isinstance(files, Files)
-    memory = PixelMemory(len(files), IN_MEMORY_BYTES)
+    try:
+        memory = PixelMemory(len(files), IN_MEMORY_BYTES)
+    except OSError:
+        return files
     return KeptFiles(files.folder, files.names, memory, np.arange(len(files)))
 
 

@@ -439,6 +439,19 @@ def test_many_small_images_are_decoded_when_they_are_first_read(
     assert len(decoded) == len(splits.train)
 
 
+def test_without_room_for_their_pixels_many_small_images_stay_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    class_folders(tmp_path / "set", {"cat": 12, "dog": 12}, ".png")
+    monkeypatch.setattr(memory, "AT_ONCE", 10)
+    monkeypatch.setattr(memory, "PixelMemory", refused)
+    train = load(f"folder:{tmp_path}/set", root=tmp_path).train
+    assert train.read(0).shape == (3, 20, 24)
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_large_train_and_a_small_test_that_share_images_are_known_to(
     streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
