@@ -321,7 +321,7 @@ def tables() -> None:
         text += [
             f"## {name}",
             "",
-            "Test is balanced, n = 10,000; 95 % intervals over seeds.",
+            "Test is balanced; 95 % intervals over seeds.",
             "",
             *arms_table(name),
         ]

@@ -1,6 +1,6 @@
 """Which training images of CIFAR-100 to leave out so that a long tail is left: the list that data.exclude takes.
 
-    python benchmarks/long_tail.py --data-root DIR --out long-tail.csv [--largest 200] [--factor 50] [--seed 0]
+    python benchmarks/long_tail.py --data-root DIR --out long-tail.csv [--largest 200] [--factor 50] [--dataset ...]
 
 The usual profile (Cui et al. 2019, arXiv:1901.05555): class i of C keeps largest * factor ** (-i / (C - 1)) images. The
 classes are put in a seeded order, so that the tail is not the end of the alphabet; test is left alone, balanced.
@@ -28,8 +28,11 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=200)
     parser.add_argument("--factor", type=float, default=50.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dataset", default="cifar100", help="folder:DIR for a part of it")
     arguments = parser.parse_args()
-    train = source_parts(build_recipe({"data": {"dataset": "cifar100", "root": arguments.data_root}}).data)["train"]
+    train = source_parts(build_recipe({"data": {"dataset": arguments.dataset, "root": arguments.data_root}}).data)[
+        "train"
+    ]
     counts = kept_counts(len(train.class_names), arguments.largest, arguments.factor)
     present = np.bincount(train.labels)
     if present.min() < arguments.largest:
