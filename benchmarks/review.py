@@ -222,8 +222,8 @@ def gain_report(gained: list[dict]) -> str:
         f"{gained[0]['classes']} classes of CIFAR-100, 50 images per class, {SHARE:.0%} of the labels flipped. Recipe",
         f"cifar100_small with {settings}:",
         "fine-tuned on the flipped labels, reviewed (the embedding has seen the wrong labels), fine-tuned again with",
-        f"relabel.csv, and without the images proposed. Test accuracy, %, n = {gained[0]['test_n']:,}, mean over "
-        f"{len({row['seed'] for row in gained})} seeds;",
+        f"relabel.csv, and without the images proposed. Test accuracy, %, n = {gained[0]['test_n']:,}; seeds "
+        f"{', '.join(map(str, sorted({row['seed'] for row in gained})))};",
         "relabelled and left out: the difference from flipped in points, paired by seed, with the 95 % interval of",
         "Student's t where there are several seeds.",
         "",
