@@ -267,7 +267,7 @@ def rates_table(name: str) -> list[str]:
 
 
 def arms_table(name: str) -> list[str]:
-    """Every arm of a study over the seeds, and what it gains over the arm `ce`, paired by seed where there are three."""
+    """Every arm of a study over the seeds, and what it gains over `ce`, paired by seed where there are three."""
     runs = [replace(run, label=run.path) for run in read_runs(name)]  # the arm's name
     shown = [metric("test_balanced_accuracy"), metric("test_macro_f1")]
     rows = ["| arm | seeds | " + " | ".join(f"{one.heading} | over `ce`" for one in shown) + " |"]
