@@ -52,6 +52,7 @@ NOT_RUN = {  # the beginning of a line: why no test runs it
     "finetune --dataset pets": "Oxford-IIIT Pet has to be downloaded; tests/training/test_phases.py trains heads first",
     "finetune --dataset hfds:beans": "beans has to be downloaded; tests/datasets read saved and local hub sets",
     "finetune --loss margin": "needs the plug-in package; tests/test_examples.py installs it",
+    "eval RUN --corruptions": "scores the test images 75 times; tests/cli/test_eval.py runs it on a few",
     "doctor": "measures the machine for half a minute; tests/cli/test_doctor.py runs it",
     "--install-completion": "would change the shell's own files",
 }
@@ -116,8 +117,6 @@ def _ready(line: str) -> list[str]:
         "cifar100": "digits",  # has to be downloaded
     }
     words = [names.get(word, word) for word in shlex.split(line, comments=True)]
-    if "--ood" in words:
-        words[words.index("--ood") + 1] = "folder:photos"
     of_runs = [word for word in words[1:] if word.startswith("RUN")]
     if words[0] in {"finetune", "fewshot"} and not of_runs and not {"--resume", "--support"} & {*words}:
         own = {words[at + 1].split("=")[0] for at, word in enumerate(words) if word == "--set"}
