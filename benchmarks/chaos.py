@@ -569,6 +569,12 @@ def table(tried: Sequence[Case]) -> str:
     return "\n".join(lines)
 
 
+def write_page(text: str) -> None:
+    """The counts into results/benchmarks/chaos.md."""
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, schane {schane_cli.__version__}"
+    RESULTS.write_text(f"# Chaos\n\n{__doc__}\n{platform.system()}, {versions}.\n\n{text}\n")
+
+
 def main() -> None:
     """Run the cases and print the table; --write keeps them, and puts it into results/benchmarks/chaos.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -595,8 +601,7 @@ def main() -> None:
     text = table([*before, *tried])
     print(text)
     if given.write:
-        versions = f"Python {platform.python_version()}, torch {torch.__version__}, schane {schane_cli.__version__}"
-        RESULTS.write_text(f"# Chaos\n\n{__doc__}\n{platform.system()}, {versions}.\n\n{text}\n")
+        write_page(text)
     if any(one.problem for one in tried):
         raise SystemExit(1)
 

@@ -81,7 +81,7 @@ def test_fifty_evaluations_take_the_memory_and_files_of_twenty_five(
     require_flat(uses, 15)
 
 
-@pytest.mark.parametrize("trials", [6, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("trials", [6, pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 def test_the_trials_of_a_study_take_the_memory_and_files_of_its_first_half(
     tmp_path: Path, trials: int, shared_memory: None
 ) -> None:
