@@ -172,6 +172,23 @@ def test_a_folder_that_a_living_process_writes_is_refused_and_a_dead_ones_is_not
     assert run.finished
 
 
+def test_a_run_that_another_process_finished_in_the_meantime_is_left_as_it_is(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, lock = copy(finished, tmp_path / "run", ("summary.json",)), RunFolder.lock
+
+    def late(self: RunFolder) -> None:
+        shutil.copy(finished / "summary.json", run.summary_file)  # by the other, which has let go of the lock
+        lock(self)
+
+    monkeypatch.setattr(RunFolder, "lock", late)
+    before = run.metrics_file.read_bytes(), run.last.read_bytes()
+    with pytest.raises(BadRequest, match="was finished by another process in the meantime"):
+        run_tiny(run.path, resume=True)
+    assert (run.metrics_file.read_bytes(), run.last.read_bytes()) == before
+    assert not run.lock_file.exists()
+
+
 def test_resume_auto_passes_over_foreign_and_unreadable_folders(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ import torch.multiprocessing
 from schane_cli.commands.evaluate import score, select_images
 from schane_cli.commands.finetune import finetune
 from schane_cli.distributed import process_group, rank
-from schane_cli.errors import BadRequest
+from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.models.checkpoint import load_checkpoint
 from schane_cli.models.files import read_tensors
 from schane_cli.preflight import require_combinations
@@ -216,6 +216,21 @@ def test_two_processes_stopped_and_resumed_end_with_the_bits_of_a_run_never_stop
         assert a["progress"] == b["progress"]
         for part in ("state_dict", "projection"):
             assert all(torch.equal(tensor, b[part][key]) for key, tensor in a[part].items()), (name, part)
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_only_a_command_that_has_a_resume_recommends_it_when_a_process_is_lost(
+    resumable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda *_, **__: None)
+    with (
+        pytest.raises(SchaneError, match="another process of the run ended") as raised,
+        process_group("cpu", resumable=resumable),
+    ):
+        raise RuntimeError("gloo: Connection closed by peer")
+    assert ("--resume" in str(raised.value)) is resumable
 
 
 def test_what_does_not_go_with_a_split_model_is_refused() -> None:
