@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,6 @@ def _to_timm(loaded: Loaded, folder: Path) -> float:
 
 def _to_onnx(loaded: Loaded, folder: Path) -> float:
     """model.onnx: images (batch, 3, S, S), prepared as its metadata says, to logits (batch, classes)."""
-    import onnxruntime
-
     module: Any
     for module in loaded.model.modules():
         if hasattr(module, "fused_attn"):
@@ -142,13 +140,23 @@ def _to_onnx(loaded: Loaded, folder: Path) -> float:
         program = _onnx_program(loaded)
         program.model.metadata_props.update(_onnx_metadata(loaded))
         program.save(folder / "model.onnx", external_data=False)
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    differences = []
-    for count in (1, 3):  # any batch size
-        images = _prepared(loaded, count)
-        logits = session.run(None, {"images": images.numpy()})[0]
-        differences.append(_difference("onnxruntime", logits, _scored(loaded, count)))
-    return max(differences)
+    batches = [_prepared(loaded, count) for count in (1, 3)]  # any batch size
+    logits = _onnx_logits(folder / "model.onnx", batches, loaded)
+    return max(_difference("onnxruntime", one, _scored(loaded, len(one))) for one in logits)
+
+
+def _onnx_logits(file: Path, batches: Sequence[torch.Tensor], loaded: Loaded) -> list[np.ndarray]:
+    """What onnxruntime makes of each batch (N, 3, S, S); SchaneError where it refuses the file."""
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        return [session.run(None, {"images": images.numpy()})[0] for images in batches]
+    except Exception as error:  # onnxruntime's errors have no common class of their own
+        raise SchaneError(
+            f"onnxruntime cannot run what torch's ONNX exporter made of {architecture(loaded.model)} "
+            f"({one_line(error)}); nothing was kept; --format timm may work"
+        ) from None
 
 
 def _onnx_program(loaded: Loaded) -> Any:

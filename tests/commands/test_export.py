@@ -5,6 +5,7 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -176,6 +177,21 @@ def test_a_failure_of_the_exporter_is_one_sentence(tmp_path: Path, monkeypatch: 
         export(_checkpoint(tmp_path, "test_resnet"), format="onnx", out=tmp_path / "out", terminal=QUIET)
     said = "torch's ONNX exporter cannot take test_resnet (no such operator); nothing was kept; --format timm may work"
     assert str(failed.value) == said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(find_spec("onnxscript") is None or find_spec("onnxruntime") is None, reason="needs schane[onnx]")
+def test_a_model_that_onnxruntime_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Program:
+        model = SimpleNamespace(metadata_props={})
+
+        def save(self, path: Path, external_data: bool) -> None:
+            path.write_bytes(b"no model")
+
+    monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: Program())
+    said = "onnxruntime cannot run what torch's ONNX exporter made of test_resnet"
+    with pytest.raises(SchaneError, match=said):
+        export(_checkpoint(tmp_path, "test_resnet"), format="onnx", out=tmp_path / "out", terminal=QUIET)
     assert not (tmp_path / "out").exists()
 
 
