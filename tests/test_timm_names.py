@@ -10,7 +10,8 @@ from schane_cli.errors import BadRequest
 
 def test_the_names_that_are_known_without_timm_are_those_of_timm() -> None:
     assert set(timm_names.optimizer_names()) == set(list_optimizers())
-    assert set(timm_names.backbone_names()) >= set(timm.list_models())
+    own = {name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("timm.")}
+    assert set(timm_names.backbone_names()) >= own
     former = timm.models._registry._model_entrypoints  # which timm still takes
     for name in [*former, *timm_names.SHORT_NAMES, "resnet50.a1_in1k"]:
         timm_names.require_backbone(name)
@@ -32,3 +33,10 @@ def test_where_timm_is_no_folder_of_files_nothing_is_refused(monkeypatch: pytest
     timm_names.require_optimizer("adamw")  # timm itself is asked
     timm_names.optimizer_names.cache_clear()
     timm_names.backbone_names.cache_clear()
+
+
+def test_a_backbone_that_the_users_own_code_registered_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadRequest, match="unknown backbone"):
+        timm_names.require_backbone("my_own_net")
+    monkeypatch.setitem(timm.models._registry._model_entrypoints, "my_own_net", timm.models.resnet18)
+    timm_names.require_backbone("my_own_net")

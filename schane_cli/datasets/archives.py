@@ -6,7 +6,7 @@ import lzma
 import os
 import platform
 import shutil
-import tarfile
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,6 +15,11 @@ from pathlib import Path, PurePosixPath
 
 from schane_cli.errors import SchaneError
 from schane_cli.terminal import Terminal
+
+if sys.version_info >= (3, 11, 4):
+    import tarfile
+else:  # Debian 12's Python has no extraction filters
+    from backports import tarfile  # type: ignore[no-redef]
 
 _CHUNK_BYTES = 2**22
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError)
