@@ -118,7 +118,7 @@ def _ready(line: str) -> list[str]:
     }
     words = [names.get(word, word) for word in shlex.split(line, comments=True)]
     of_runs = [word for word in words[1:] if word.startswith("RUN")]
-    if words[0] in {"finetune", "fewshot"} and not of_runs and not {"--resume", "--support"} & {*words}:
+    if words[0] in {"finetune", "fewshot"} and not of_runs and "--support" not in words:
         own = {words[at + 1].split("=")[0] for at, word in enumerate(words) if word == "--set"}
         short = BRIEF if "--dataset" in words else DIGITS
         for flag in {"--backbone", "--epochs", "--batch-size", "--chunk-size"} & {*words}:  # BRIEF has these
