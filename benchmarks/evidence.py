@@ -12,6 +12,7 @@ results/evidence/README.md, which was written before the runs.
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -107,18 +108,11 @@ def best_trials(trials: Iterable[Trial]) -> dict[str, Trial]:
 def choose(name: str) -> None:
     """Write studies/NAME.yaml with each loss's best setting, or where that lies at the grid's edge the wider grid."""
     trials = read_trials(name)
-    rates, best = sorted({trial.lr for trial in trials}), best_trials(trials)
+    best = best_trials(trials)
     for trial in best.values():
         print(trial)
-    chosen = {trial.lr for trial in best.values()}
-    wider = [rate for edge, rate in ((rates[0], rates[0] / 2), (rates[-1], rates[-1] * 2)) if edge in chosen]
-    search = EVIDENCE / "studies" / f"{name}-search.yaml"
-    study = yaml.safe_load(search.read_text())
-    title = search.read_text().splitlines()[0].split(":")[0]
-    if wider:
-        times = len(list((EVIDENCE / "runs").glob(f"{name}-search*.jsonl")))
-        study["grid"] = {"train.lr": wider}
-        _write_study(f"{name}-search-{times + 1}", f"{title}: the grid of rates, wider", study)
+    title, study = read_search(name)
+    if write_wider_search(name, {trial.lr for trial in trials}, {trial.lr for trial in best.values()}):
         return
     del study["grid"]
     arms = {loss: _arm(trial) for loss, trial in best.items()}
@@ -126,7 +120,7 @@ def choose(name: str) -> None:
     secondary = {"arms": {"supcon": arms["supcon"]}, "seeds": list(range(5))}
     title += ": each loss at what is best for it on val"
     for suffix, own in (("", final), ("-supcon", secondary)):
-        _write_study(f"{name}{suffix}", title, study | own | {"metric": "test_accuracy"})
+        write_study(f"{name}{suffix}", title, study | own | {"metric": "test_accuracy"})
 
 
 def _arm(trial: Trial) -> dict[str, Any]:
@@ -134,10 +128,29 @@ def _arm(trial: Trial) -> dict[str, Any]:
     return {"loss.name": trial.loss, own: trial.value, "train.lr": trial.lr}
 
 
-def _write_study(name: str, title: str, study: dict[str, Any]) -> None:
+def read_search(name: str) -> tuple[str, dict[str, Any]]:
+    """The first words of NAME-search.yaml, which say what the data are, and its content."""
+    text = (EVIDENCE / "studies" / f"{name}-search.yaml").read_text()
+    return text.splitlines()[0].split(":")[0], yaml.safe_load(text)
+
+
+def write_wider_search(name: str, rates: set[float], best: set[float]) -> bool:
+    """Where one of the best rates lies at the edge of those tried: the study of one step beyond it, and True."""
+    edges = ((min(rates), min(rates) / 2), (max(rates), max(rates) * 2))
+    wider = [rate for edge, rate in edges if edge in best]
+    if wider:
+        title, study = read_search(name)
+        times = len(list((EVIDENCE / "runs").glob(f"{name}-search*.jsonl")))
+        study["grid"] = {"train.lr": wider}
+        write_study(f"{name}-search-{times + 1}", f"{title}: the grid of rates, wider", study)
+    return bool(wider)
+
+
+def write_study(name: str, title: str, study: dict[str, Any]) -> None:
+    """Write studies/NAME.yaml, which says the script that chose it."""
     target = EVIDENCE / "studies" / f"{name}.yaml"
     body = yaml.safe_dump(study, sort_keys=False, default_flow_style=None)
-    target.write_text(f"{title}\n# Written by: python benchmarks/evidence.py choose\n{body}")
+    target.write_text(f"{title}\n# Written by: python benchmarks/{Path(sys.argv[0]).name} choose\n{body}")
     print(target)
 
 

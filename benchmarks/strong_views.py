@@ -14,10 +14,8 @@ The design stands at the head of the study files, which were written before the 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-from evidence import EVIDENCE, mean_value, paired, read_runs
+from evidence import EVIDENCE, mean_value, paired, read_runs, read_search, write_study, write_wider_search
 
 from schane_cli.commands.average import average
 from schane_cli.commands.compare import Run
@@ -60,31 +58,18 @@ def searched(name: str) -> dict[str, dict[float, float]]:
 
 def choose(name: str) -> None:
     """Write the study of each arm at its rate, or the wider search where a rate lies at the grid's edge."""
-    search = EVIDENCE / "studies" / f"strong-views-{name}-search.yaml"
-    study, means = yaml.safe_load(search.read_text()), searched(name)
+    (title, study), means = read_search(f"strong-views-{name}"), searched(name)
     best = {arm: max(sorted(rates), key=rates.get) for arm, rates in means.items()}
     for arm, rates in means.items():
         print(arm, best[arm], {rate: f"{value:.2%}" for rate, value in sorted(rates.items())})
-    tried = sorted({rate for rates in means.values() for rate in rates})
-    wider = [rate for edge, rate in ((tried[0], tried[0] / 2), (tried[-1], tried[-1] * 2)) if edge in best.values()]
-    title = search.read_text().split(":")[0]
-    if wider:
-        study["grid"] = {"train.lr": wider}
-        times = len(list((EVIDENCE / "runs").glob(f"strong-views-{name}-search*.jsonl")))
-        _write(f"strong-views-{name}-search-{times + 1}", f"{title}: the grid of rates, wider", study)
+    tried = {rate for rates in means.values() for rate in rates}
+    if write_wider_search(f"strong-views-{name}", tried, set(best.values())):
         return
     del study["grid"]
     study["arms"] = {arm: {**study["arms"][arm], "train.lr": best[arm]} for arm in study["arms"]}
     study["set"]["train.keep_epochs"] = KEPT_EPOCHS
     study |= {"seeds": list(range(5)), "metric": "test_accuracy", "baseline": "ce light"}
-    _write(f"strong-views-{name}", f"{title}: each arm at its rate", study)
-
-
-def _write(name: str, title: str, study: dict[str, Any]) -> None:
-    target = EVIDENCE / "studies" / f"{name}.yaml"
-    body = yaml.safe_dump(study, sort_keys=False, default_flow_style=None)
-    target.write_text(f"{title}\n# Written by: python benchmarks/strong_views.py choose\n{body}")
-    print(target)
+    write_study(f"strong-views-{name}", f"{title}: each arm at its rate", study)
 
 
 def average_all(out: Path, name: str) -> None:

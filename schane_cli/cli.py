@@ -268,8 +268,7 @@ def fewshot(
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
-    options = PredictOptions(top_k, False, min_confidence, None if copy_to is None else str(copy_to), link)
-    options.check()
+    options = _predict_options(top_k, False, min_confidence, copy_to, link)
     if options != PredictOptions() and not query:
         raise BadRequest("--top-k, --min-confidence, --copy-to and --link are for the images of --query")
     if support is not None or query:
@@ -317,6 +316,14 @@ def fewshot(
             if not checkpoints:
                 share_results(Path(summary["run"]), terminal)
             print_summary(summary, json)
+
+
+def _predict_options(
+    top_k: int, embedding: bool, min_confidence: float | None, copy_to: Path | None, link: bool
+) -> PredictOptions:
+    options = PredictOptions(top_k, embedding, min_confidence, None if copy_to is None else str(copy_to), link)
+    options.check()
+    return options
 
 
 def _own_photos(
@@ -441,8 +448,7 @@ def predict(
     terminal = Terminal(json=json)
     if (resume is None) == (not arguments):
         raise BadRequest("schane predict takes RUN and IMAGES, or --resume FOLDER alone")
-    options = PredictOptions(top_k, embedding, min_confidence, None if copy_to is None else str(copy_to), link)
-    options.check()
+    options = _predict_options(top_k, embedding, min_confidence, copy_to, link)
     if arguments:
         runs, sources = split_arguments(arguments)
         for run in runs:

@@ -7,12 +7,14 @@ import json
 import pickle  # noqa: TID251 (CIFAR-100's own files are pickles; the product reads them through torchvision alone)
 import tarfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+from sklearn.datasets import load_digits
 
 _generator = np.random.default_rng(0)
 
@@ -21,6 +23,15 @@ def write_image(path: Path, size: tuple[int, int] = (24, 20)) -> None:
     """A random RGB image of (width, height) pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(_generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
+
+
+def digit_photos(folder: Path, digits: Iterable[int]) -> None:
+    """Some of scikit-learn's digits, by their numbers, as RGB pictures 00.png, 01.png and so on."""
+    folder.mkdir(parents=True)
+    images = load_digits().images
+    for number, digit in enumerate(digits):
+        image = Image.fromarray((images[digit] * 15.9375).astype(np.uint8)).convert("RGB")
+        image.save(folder / f"{number:02d}.png")
 
 
 def class_folders(folder: Path, classes: dict[str, int], suffix: str = ".jpg") -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.distributed as dist
 
+from schane_cli import spreadsheets
 from schane_cli.commands.calibration import Calibrated, calibrated_probabilities, calibration_of_mean
 from schane_cli.commands.evaluate import flat
 from schane_cli.commands.predict_copies import copy_images, prepare_copies
@@ -267,7 +267,7 @@ def name_images(
         return {}
     shown = assemble(run, options, predictor.class_names, len(images), terminal)
     if shown.readable == 0:
-        first = pd.read_csv(run.unreadable_table)["error"].iloc[0]
+        first = spreadsheets.read_csv(run.unreadable_table)["error"].iloc[0]
         raise SchaneError(f"none of the {len(images)} images can be read; {run.unreadable_table} says why: {first}")
     if copies is not None:
         copy_images(run.full_predictions_table, copies, terminal)

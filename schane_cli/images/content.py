@@ -60,16 +60,23 @@ def _second_look(part: ImageSet, numbers: np.ndarray, doubtful: np.ndarray) -> n
         try:
             if isinstance(part.images, Stored):
                 numbers[index] = number_of(part.images[index])
-                continue
-            path = part.images.path(index)
-            state = os.stat(path)
-            key = (state.st_dev, state.st_ino)
-            if state.st_nlink == 1 or key not in links:
-                links[key] = number_of(read_file(Path(path)))
-            numbers[index] = links[key] if state.st_nlink > 1 else links.pop(key)
+            else:
+                numbers[index] = _number_of_file(part.images[index], links)
         except (OSError, BadRequest):
             continue
     return numbers
+
+
+def _number_of_file(file: Path, links: dict[tuple[int, int], np.uint64]) -> np.uint64:
+    """The number of a whole file; that of one with several names goes into `links`, and is taken from there."""
+    state = os.stat(file)
+    key = (state.st_dev, state.st_ino)
+    if key in links:
+        return links[key]
+    number = number_of(read_file(file))
+    if state.st_nlink > 1:
+        links[key] = number
+    return number
 
 
 def number_of(*data: bytes) -> np.uint64:

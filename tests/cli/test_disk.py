@@ -5,7 +5,6 @@ all work is done and the summary is to be written, and at the first write.
 """
 
 import errno
-import io
 import json
 import os
 import shutil
@@ -16,12 +15,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from schane_cli.reports import plots
 from schane_cli.run import RunFolder
 from tests.conftest import run_cli
 from tests.jobs import TINY
+from tests.sources import digit_photos
 
 NET = [f"--set={key}={value}" for key, value in {**TINY, "train.epochs": 1, "data.train_per_class": 5}.items()]
 EPISODES = ["--set=fewshot.episodes=10", "--ways=3", "--shots=1", "--queries=3", "--classifier=centroid"]
@@ -87,9 +86,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quick = {**TINY, "train.epochs": 1, "data.train_per_class": 5}
     study = {"recipe": "digits", "set": quick, "arms": {"ce": {"loss.name": "ce"}}, "heartbeat_seconds": 1}
     (place / "study.yaml").write_text(json.dumps(study))
-    (place / "photos").mkdir()
-    for number, pixels in enumerate(load_digits().images[:20]):
-        Image.fromarray((pixels * 15.9375).astype("uint8")).convert("RGB").save(place / "photos" / f"{number}.png")
+    digit_photos(place / "photos", range(20))
     return place
 
 
@@ -99,15 +96,7 @@ def place(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for thing in runs.iterdir():
         (tmp_path / thing.name).symlink_to(thing)
     monkeypatch.chdir(tmp_path)
-    blank = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(blank, "PNG")
-
-    def save(figure: object, path: Path) -> Path:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(blank.getvalue())
-        return path
-
-    monkeypatch.setattr(plots, "save", save)
+    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, path, **_: Image.new("RGB", (8, 8)).save(path))
     before = _contents(runs)
     yield tmp_path
     DISK.how = ""

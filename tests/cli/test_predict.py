@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from schane_cli.commands import predict as module
 from schane_cli.commands.predict import predict, read_request
@@ -23,6 +22,7 @@ from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
 from schane_cli.training.interruption import Interrupted, StopSignal
 from tests.cli.test_finetune import QUICK, run_cli
+from tests.sources import digit_photos
 
 CPU = ("--device", "cpu")
 
@@ -38,10 +38,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty digits in two folders with the same file names, two files that cannot be read, and a note."""
     folder = tmp_path_factory.mktemp("new") / "photos"
-    for number, pixels in enumerate(load_digits().images[:30]):
-        place = folder / ("first" if number % 2 else "second")
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((pixels * 15.9375).astype(np.uint8)).convert("RGB").save(place / f"{number // 2:02d}.png")
+    digit_photos(folder / "first", range(1, 30, 2))
+    digit_photos(folder / "second", range(0, 30, 2))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 nothing")
     (folder / "empty.png").write_bytes(b"")
     (folder / "notes.txt").write_text("a note")

@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from schane_cli.cli import main
 from tests.conftest import run_cli
+from tests.sources import digit_photos
 
 # LayerNorm, since BatchNorm normalises each process's part by itself; 24 images part evenly.
 NET = ["--set=model.backbone=test_vit", "--set=data.train_per_class=10", "--set=train.batch_size=24", "--device=cpu",
@@ -47,10 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, loss in (("base", "schane"), ("other", "ce")):
         assert run_cli("finetune", *NET, "--loss", loss, "--out", place / name) == 0
     (place / "study.yaml").write_text(json.dumps(STUDY))
-    (place / "photos").mkdir()
-    for number, pixels in enumerate(load_digits().images[:30]):
-        image = Image.fromarray((pixels * 15.9375).astype(np.uint8)).convert("RGB")
-        image.save(place / "photos" / f"{number:02d}.png")
+    digit_photos(place / "photos", range(30))
     before = os.getcwd()
     os.chdir(place)
     assert run_cli("embed", "base", "--points", 100, "--out", "embedded", "--device", "cpu") == 0
