@@ -1,6 +1,10 @@
 """Shared fixtures: the folder of real test data, and one thread so that two test processes do not fight."""
 
+import json
 import os
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: OpenMP's waiting threads starve a second test process
@@ -17,6 +21,19 @@ def run_cli(*arguments: object) -> int:
     except SystemExit as exit_:
         return int(exit_.code or 0)
     return 0
+
+
+def installed_packages_of(code: str) -> set[str]:
+    """The top-level names of installed packages that a fresh process imports for these lines, beyond those of none."""
+    after = "; import json, sys; print(json.dumps([name.split('.')[0] for name in sys.modules]))"
+
+    def imported(lines: str) -> set[str]:
+        command = [sys.executable, "-c", lines + after]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return set(json.loads(done.stdout.splitlines()[-1]))
+
+    known = {name.split(".")[0] for name in packages_distributions()}
+    return (imported(code) - imported("pass")) & known
 
 
 @pytest.fixture(scope="session")
