@@ -113,7 +113,7 @@ def ood_figures(
     terminal: Terminal,
 ) -> dict[str, Any]:
     """AUROC and FPR95 of three scores on each out-of-distribution set; kNN's bank holds training images only."""
-    own = recipe.data.model_copy(update={"dataset": loaded.recipe.data.dataset})
+    own = loaded.recipe.data.model_copy(update={"root": recipe.data.root})
     train = load_splits(own).train
     chosen = np.sort(np.random.default_rng(0).permutation(len(train))[:MAX_BANK])
     total = len(chosen) + sum(len(one.images) for one in foreign.values())

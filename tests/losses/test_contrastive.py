@@ -481,7 +481,7 @@ torch.set_num_threads(1)
 criterion = SchaneLoss(temperature=float(sys.argv[1]), backend="tiled")
 z, labels = torch.randn(8192, 128, requires_grad=True), torch.arange(8192) % 100
 peaks = []
-for _ in range(4):  # the least: the first pass also takes what the libraries keep, and pages come back late
+for _ in range(3):  # the least: the first pass also takes what the libraries keep, and pages come back late
     z.grad = torch.zeros_like(z)
     open("/proc/self/clear_refs", "w").write("5")
     before = high_water()
