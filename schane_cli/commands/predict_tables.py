@@ -3,7 +3,6 @@
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.features.stream import StreamedBatch
 from schane_cli.images.imageset import Files, ImageSet
+from schane_cli.images.threads import in_threads
 from schane_cli.images.thumbnail import thumbnail_webp
 from schane_cli.preflight import PredictOptions
 from schane_cli.run import RunFolder, temporary
@@ -27,7 +27,6 @@ from schane_cli.terminal import Terminal
 UNSURE = "unsure"
 SHOWN = 600  # thumbnails on the page, over all classes
 FEWEST_SHOWN = 4  # of a class: so many of the surest and of the least sure, however many classes there are
-THREADS = 4  # that make thumbnails
 Columns = dict[str, np.ndarray]  # what is said of some images, a row for each
 
 
@@ -186,8 +185,8 @@ def with_pictures(rows: pd.DataFrame, images: ImageSet, terminal: Terminal) -> p
             return b""
 
     pictures = []
-    with terminal.task("thumbnails", len(rows), "img") as task, ThreadPoolExecutor(THREADS) as pool:
-        for one in pool.map(picture, rows["index"].astype(int).tolist()):
+    with terminal.task("thumbnails", len(rows), "img") as task:
+        for one in in_threads(picture, rows["index"].astype(int).tolist()):
             pictures.append(one)
             task.advance()
     return rows.assign(picture=pictures)

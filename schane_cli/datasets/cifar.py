@@ -1,7 +1,6 @@
 """CIFAR-100 from every usual layout, always as the same images in the same order, and its few-shot sets."""
 
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha1
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from schane_cli.errors import BadRequest
 from schane_cli.images.decode import decode
 from schane_cli.images.imageset import ImageSet, Names
 from schane_cli.images.memory import in_memory_if_small
+from schane_cli.images.threads import in_threads
 
 _MISSPELT = {"cra": "crab"}  # Hugging Face's class 26
 _SPLITS = ("train", "test")
@@ -92,8 +92,7 @@ def _from_parquet(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     if len(labels) and not (labels.min() >= 0 and labels.max() < 100):
         raise BadRequest(f"{files[0]} has a fine_label outside 0 to 99")
     where = [f"{files[0]} row {row}" for row in range(len(encoded))]
-    with ThreadPoolExecutor(4) as pool:
-        pixels = list(pool.map(decode, encoded, where))
+    pixels = list(in_threads(lambda row: decode(encoded[row], where[row]), range(len(encoded))))
     if {image.shape for image in pixels} != {(32, 32, 3)}:
         raise BadRequest(f"{files[0]} holds images that are not 32 x 32; CIFAR-100's are")
     return np.stack(pixels), labels

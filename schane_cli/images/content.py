@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 from schane_cli.errors import BadRequest
 from schane_cli.images.decode import read_file
 from schane_cli.images.imageset import SAMPLE_BYTES, Files, ImageSet, Stored, sample_places
+from schane_cli.images.threads import in_threads
 
-_THREADS = 4
-_CHUNK = 512
+_ADVANCE = 512  # images at a time, since a bar takes as long to move as an image to look at
 Advance = Callable[[int], None]  # called with how many more images are done
 
 
@@ -42,11 +41,11 @@ def unread_count(parts: dict[str, ImageSet]) -> int:
 def _first_look(part: ImageSet, advance: Advance) -> np.ndarray:
     look = _look_at_sample if isinstance(part.images, Files | Stored) else _look_at_pixels
     numbers = np.empty(len(part), dtype=np.uint64)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(part), _CHUNK):
-            indices = range(start, min(start + _CHUNK, len(part)))
-            numbers[start : start + len(indices)] = list(pool.map(lambda index: look(part, index), indices))
-            advance(len(indices))
+    for index, number in enumerate(in_threads(lambda index: look(part, index), range(len(part)))):
+        numbers[index] = number
+        if index % _ADVANCE == _ADVANCE - 1:
+            advance(_ADVANCE)
+    advance(len(part) % _ADVANCE)
     return numbers
 
 
@@ -61,19 +60,19 @@ def _second_look(part: ImageSet, numbers: np.ndarray, doubtful: np.ndarray) -> n
             if isinstance(part.images, Stored):
                 numbers[index] = number_of(part.images[index])
             else:
-                numbers[index] = _number_of_file(part.images[index], links)
+                numbers[index] = _number_of_file(part.images.path(index), links)
         except (OSError, BadRequest):
             continue
     return numbers
 
 
-def _number_of_file(file: Path, links: dict[tuple[int, int], np.uint64]) -> np.uint64:
+def _number_of_file(file: str, links: dict[tuple[int, int], np.uint64]) -> np.uint64:
     """The number of a whole file; that of one with several names goes into `links`, and is taken from there."""
     state = os.stat(file)
     key = (state.st_dev, state.st_ino)
     if key in links:
         return links[key]
-    number = number_of(read_file(file))
+    number = number_of(read_file(Path(file)))
     if state.st_nlink > 1:
         links[key] = number
     return number
@@ -107,13 +106,15 @@ def _look_at_sample(part: ImageSet, index: int) -> np.uint64:
 def sample_of_file(path: str | Path) -> bytes:
     """As `imageset.sample_of`, reading no more of the file than that."""
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(number, "rb", buffering=0) as file:
+    try:
         size = os.fstat(number).st_size
-        pieces = []
+        pieces = [size.to_bytes(8, "big")]
         for place in sample_places(size):
-            file.seek(place)
-            pieces.append(file.read(SAMPLE_BYTES) or b"")
-    return size.to_bytes(8, "big") + b"".join(pieces)
+            os.lseek(number, place, os.SEEK_SET)
+            pieces.append(os.read(number, SAMPLE_BYTES))
+    finally:
+        os.close(number)
+    return b"".join(pieces)
 
 
 def shared_between(parts: dict[str, ImageSet]) -> dict[tuple[str, str], list[tuple[int, int]]]:

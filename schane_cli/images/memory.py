@@ -1,7 +1,6 @@
 """Loading small image sets into memory, and leaving out images that cannot be read."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +9,11 @@ from schane_cli.errors import BadRequest
 from schane_cli.images.decode import image_size, read_file
 from schane_cli.images.imageset import Files, Images, ImageSet, KeptFiles, stack_if_even
 from schane_cli.images.pixels import PixelMemory
+from schane_cli.images.threads import in_threads
 
 IN_MEMORY_BYTES = 2**30  # sets whose decoded images take less are kept in memory
 AT_ONCE = 20_000  # images: decoding as many takes some seconds, and tells before any work which cannot be read
 _PEEK = 256  # image headers read to estimate what a set takes decoded
-_DECODE_THREADS = 4
-_CHUNK = 1024
 _SHOWN = 3
 Advance = Callable[[int], None]  # called with how many more images are done
 
@@ -83,7 +81,7 @@ def _kept_files(files: Images) -> Files:
 
 
 def read_all(part: ImageSet, indices: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray | str]]:
-    """Each image in order as (index, uint8 (H, W, 3)), or (index, why it cannot be read); read on four threads."""
+    """Each image in order as (index, uint8 (H, W, 3)), or (index, why it cannot be read); read in a few threads."""
 
     def attempt(index: int) -> np.ndarray | str:
         try:
@@ -92,10 +90,7 @@ def read_all(part: ImageSet, indices: np.ndarray | None = None) -> Iterator[tupl
             return str(error)
 
     order = range(len(part)) if indices is None else [int(index) for index in indices]
-    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
-        for start in range(0, len(order), _CHUNK):
-            chunk = order[start : start + _CHUNK]
-            yield from zip(chunk, pool.map(attempt, chunk), strict=True)
+    return zip(order, in_threads(attempt, order), strict=True)
 
 
 def _sentence(reasons: list[str], part: ImageSet) -> str:
