@@ -128,7 +128,14 @@ def run_or_resume(run: Callable[..., dict[str, Any]], recipe: Recipe, path: Path
     `run` is a command that trains: finetune, or few-shot base training.
     """
     folder = RunFolder(path)
-    summary = on_first(lambda: folder.read_summary() if folder.finished else None)
+
+    def kept() -> dict[str, Any] | None:
+        if not folder.finished:
+            return None
+        folder.tidy()
+        return folder.read_summary()
+
+    summary = on_first(kept)
     if summary is not None:
         return summary
     resuming = on_first(lambda: folder.resumable)

@@ -1,7 +1,7 @@
 """A comparison as people read it: terminal table, CSV, Markdown, LaTeX, a picture and a page."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,24 @@ _LATEX = {
 
 
 def write_comparison(
-    blocks: Sequence[Block], notes: Sequence[str], run: RunFolder, terminal: Terminal
+    blocks: Sequence[Block],
+    notes: Sequence[str],
+    run: RunFolder,
+    terminal: Terminal,
+    study: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All files of a comparison in its folder, its tables and sentences on the terminal; returns summary.json."""
+    """All files of a comparison in its folder, its tables and sentences on the terminal; returns summary.json.
+
+    In the folder of a study, whose summary is `study`, the comparison becomes a part of that.
+    """
     frames = [block.table().assign(block=block.title) for block in blocks]
     write_csv(pd.concat(frames, ignore_index=True), run.comparison_table, index=False)
     write_text(run.comparison_table.with_suffix(".md"), markdown(blocks))
     write_text(run.comparison_table.with_suffix(".tex"), latex(blocks))
     title = f"{blocks[0].meaning.label} by {', '.join(dict.fromkeys(block.title.split(',')[0] for block in blocks))}"
     write_json(run.compared_runs, {"blocks": blocks_as_json(blocks), "notes": list(notes)})
-    summary = {**as_json(blocks, notes), "run": str(run.path)}
+    comparison = as_json(blocks, notes)
+    summary = {**study, "comparison": comparison["blocks"]} if study else {**comparison, "run": str(run.path)}
     run.finish(summary)
     overview = drawn(
         plots.group_intervals([panel(block) for block in blocks]),

@@ -45,8 +45,7 @@ def _grid_report(file: StudyFile, summary: Mapping[str, Any], folder: Path, term
     except BadRequest as reason:  # one setting, or too few finished runs to compare
         terminal.say(str(reason))
         return
-    comparison = write_comparison(blocks, notes, RunFolder(folder), terminal)
-    RunFolder(folder).finish({**summary, "comparison": comparison["blocks"]})
+    write_comparison(blocks, notes, RunFolder(folder), terminal, study=summary)
 
 
 def _runs(file: StudyFile, trial: Mapping[str, Any]) -> list[Run]:
