@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from schane_cli.commands.finetune import finetune
+from schane_cli.commands.finetune import finetune, run_or_resume
 from schane_cli.errors import BadRequest, SchaneError
 from schane_cli.models.files import read_tensors
 from schane_cli.preflight import resumed_recipe, run_to_resume
@@ -278,3 +278,13 @@ def test_a_name_with_a_newline_stays_in_the_comment_of_recipe_yaml(tmp_path: Pat
     assert run.recipe_file.read_text().splitlines()[0].startswith("# schane")
     run.create(recipe, hostile)  # the very same request
     run.close()
+
+
+def test_a_finished_run_that_is_kept_loses_what_a_dead_process_left(tmp_path: Path) -> None:
+    run_tiny(tmp_path / "run", train__epochs=1)
+    left = [tmp_path / "run" / name for name in (".lock", ".report.html.tmp-elsewhere-1")]
+    for file in left:
+        file.touch()
+    kept = run_or_resume(finetune, tiny_recipe(train__epochs=1), tmp_path / "run", QUIET)
+    assert kept == RunFolder(tmp_path / "run").read_summary()
+    assert not any(file.exists() for file in left)

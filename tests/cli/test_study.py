@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -57,6 +58,17 @@ def test_training_sets_are_blocks_of_their_own(tmp_path: Path) -> None:
     blocks = summary(tmp_path / "s")["comparison"]
     assert [block["title"] for block in blocks] == ["digits, 8 images per class", "digits, 10 images per class"]
     assert all({group["group"] for group in block["groups"]} == {"ce", "schane"} for block in blocks)
+
+
+def test_a_study_whose_report_is_cut_short_stays_a_study(tmp_path: Path, monkeypatch) -> None:
+    file = study_file(tmp_path, **ARMS, seeds=[0, 1])
+    with monkeypatch.context() as patched:
+        patched.setattr("schane_cli.reports.compare.write_page", fails := Mock(side_effect=KeyboardInterrupt))
+        assert run_cli("study", file, "--out", tmp_path / "s") == 130
+    assert fails.called
+    assert summary(tmp_path / "s")["command"] == "study"
+    assert run_cli("report", tmp_path / "s") == 0
+    assert len(summary(tmp_path / "s")["comparison"][0]["groups"]) == 2
 
 
 def test_a_search_draws_its_points_and_names_the_best(tmp_path: Path) -> None:
