@@ -78,6 +78,7 @@ def seeds_report(run: Path, terminal: Terminal) -> None:
     summary = RunFolder(run).read_summary()
     folders = [run / Path(folder).name for folder in summary["runs"]]
     for folder in folders:
+        RunFolder(folder).tidy()
         finetune_report(folder, Terminal(quiet=True))
     n_seeds, n = len(summary["seeds"]), summary["test_n"]
     accuracy = metric("test_accuracy")
