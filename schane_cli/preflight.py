@@ -308,7 +308,8 @@ def _is_run_of(run: RunFolder, command: str, recipe: Recipe) -> bool:
             return False
         stored = run.read_recipe()
         if recipe.train.seen_images is not None:  # the run's data said how many epochs and how large a batch that makes
-            made = {key: getattr(stored.train, key) for key in ("epochs", "batch_size", "chunk_size")}
+            chosen = ("epochs", "batch_size", "chunk_size") if recipe.train.seen_images else ("batch_size", "chunk_size")
+            made = {key: getattr(stored.train, key) for key in chosen}
             recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=made)})
         return stored == recipe
     except (BadRequest, OSError):  # a run of another release, or no run at all

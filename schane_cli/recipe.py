@@ -202,9 +202,9 @@ class TrainRecipe(_Section):
     )
     seen_images: int | None = Field(
         None,
-        ge=1,
+        ge=0,
         le=10_000_000_000,
-        description="choose epochs (5 to 50) to see about this many images, and a batch that fits them",
+        description="choose epochs (5 to 50) to see about this many images (0: keep the epochs), and a batch that fits",
     )
     batch_size: int = Field(128, ge=1, le=1_000_000, description="images per step over all processes, before views")
     optimizer: str = Field("adamw", description="any optimizer of timm's factory")
@@ -683,7 +683,8 @@ def resolve_recipe(
 
     With neither `recipe` nor `dataset` it is the embedded `default`; a dataset alone starts from the recipe of its
     own name where there is one, a source of the user's own (`folder:PATH` and the like) from `photos`, and any other
-    dataset from the field defaults. Epochs that are given replace those that `train.seen_images` would choose.
+    dataset from the field defaults. Epochs that are given replace those that `train.seen_images` would choose, which
+    then (0) sizes the batch alone.
     """
     name = recipe or (default if dataset is None else _recipe_of(dataset))
     tree = read_recipe(find_recipe(name)) if name else {}
@@ -691,10 +692,11 @@ def resolve_recipe(
     merged = dict(overrides)
     if dataset is not None:
         merged["data.dataset"] = dataset
-    if "train.epochs" in overrides:
-        merged.setdefault("train.seen_images", None)
     final = build_recipe(tree, merged)
-    return final, differences(base, final, label=f"recipe {name}" if name else "default")
+    changed = differences(base, final, label=f"recipe {name}" if name else "default")
+    if "train.epochs" in merged and "train.seen_images" not in merged and final.train.seen_images is not None:
+        final = final.with_values({"train.seen_images": 0})
+    return final, changed
 
 
 def _recipe_of(dataset: str) -> str | None:
@@ -705,9 +707,9 @@ def _recipe_of(dataset: str) -> str | None:
 
 
 def differences(base: Recipe, final: Recipe, *, label: str) -> list[str]:
-    """`loss.temperature 0.3 (recipe digits 0.5)` for each value that `final` changes."""
+    """`loss.temperature 0.3 (recipe digits: 0.5)` for each value that `final` changes."""
     before, after = base.flat(), final.flat()
-    return [f"{key} {after[key]} ({label} {before[key]})" for key in after if after[key] != before[key]]
+    return [f"{key} {after[key]} ({label}: {before[key]})" for key in after if after[key] != before[key]]
 
 
 def to_yaml(recipe: Recipe) -> str:

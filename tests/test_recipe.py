@@ -109,7 +109,7 @@ def test_flags_win_over_the_file_and_what_changed_is_told() -> None:
     recipe, changed = resolve_recipe(recipe=None, dataset=None, overrides={"loss.temperature": 0.3})
     assert recipe.data.dataset == "digits"
     assert recipe.loss.temperature == 0.3
-    assert changed == ["loss.temperature 0.3 (recipe digits 0.5)"]
+    assert changed == ["loss.temperature 0.3 (recipe digits: 0.5)"]
 
 
 def test_a_source_of_one_s_own_starts_from_the_recipe_photos() -> None:
@@ -117,7 +117,7 @@ def test_a_source_of_one_s_own_starts_from_the_recipe_photos() -> None:
     assert recipe == build_recipe(read_recipe(find_recipe("photos")), {"data.dataset": "folder:/x"})
     assert recipe.train.seen_images is not None
     given, _ = resolve_recipe(recipe=None, dataset="csv:/x.csv", overrides={"train.epochs": 3})
-    assert (given.train.epochs, given.train.seen_images) == (3, None)
+    assert (given.train.epochs, given.train.seen_images) == (3, 0)
 
 
 def test_a_dataset_without_a_recipe_of_its_own_starts_from_the_defaults() -> None:

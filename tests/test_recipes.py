@@ -71,7 +71,7 @@ def test_the_papers_figure_is_in_the_recipe_of_imagenet() -> None:
 def test_a_dataset_alone_picks_up_its_recipe_and_its_twin(name: str) -> None:
     resolved, changed = resolve_recipe(recipe=None, dataset=name, overrides={"loss.name": "ce"})
     assert resolved.train == load(name).train, "the same number of images per step"
-    assert changed == [f"loss.name ce (recipe {name} schane)"]
+    assert changed == [f"loss.name ce (recipe {name}: schane)"]
 
 
 def model_on_meta(recipe: Recipe, n_classes: int) -> SchaneModel:

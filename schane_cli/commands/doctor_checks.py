@@ -172,7 +172,8 @@ def loader_speed() -> tuple[None, str]:
         if time.perf_counter() - started > 3:
             break
     rate = views / (time.perf_counter() - started)
-    return None, f"{rate:.0f} views/s at 224 px with {workers} workers, from pictures in memory"
+    with_workers = "1 worker" if workers == 1 else f"{workers} workers"
+    return None, f"{rate:.0f} views/s at 224 px with {with_workers}, from pictures in memory"
 
 
 def step_speed(device: torch.device, backbone: str, image_size: int) -> tuple[None, str]:

@@ -43,7 +43,8 @@ def finetune(recipe: Recipe, *, out: Path | None, terminal: Terminal, resume: Pa
     )
     announce(job, splits.notes, splits.test)
     if recipe.train.seen_images is not None and job.stored is None:
-        terminal.say(f"estimate  {recipe.train.epochs} epochs, about {in_words(estimated_seconds(job))}")
+        epochs = "1 epoch" if recipe.train.epochs == 1 else f"{recipe.train.epochs} epochs"
+        terminal.say(f"estimate  {epochs}, about {in_words(estimated_seconds(job))}")
     with closing(job.run):
         outcome = train(job)
         best = load_checkpoint(job.run.path)

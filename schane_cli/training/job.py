@@ -150,7 +150,8 @@ def objective_line(recipe: Recipe) -> str:
     terms = f"temperature {loss.temperature:g}"
     if loss.name == "schane":
         terms += f", hardness {loss.hardness:g}"
-    return f"{weight:g} {loss.name}({terms}) + {1 - weight:g} cross-entropy, {recipe.augment.views} views"
+    views = "1 view" if recipe.augment.views == 1 else f"{recipe.augment.views} views"
+    return f"{weight:g} {loss.name}({terms}) + {1 - weight:g} cross-entropy, {views}"
 
 
 def describe(job: Job, outcome: Outcome) -> dict[str, Any]:

@@ -17,11 +17,11 @@ SAMPLE = 8  # images of the estimate
 
 def sized(recipe: Recipe, n_train: int) -> Recipe:
     """The recipe with the epochs that see about `train.seen_images` images, 5 to 50 of them, and a batch that is at
-    most a quarter of the images; unchanged where `train.seen_images` is not set."""
+    most a quarter of the images. With `train.seen_images` 0 the epochs stay; where it is not set, both stay."""
     goal = recipe.train.seen_images
     if goal is None:
         return recipe
-    epochs = min(max(round(goal / n_train), FEWEST_EPOCHS), MOST_EPOCHS)
+    epochs = min(max(round(goal / n_train), FEWEST_EPOCHS), MOST_EPOCHS) if goal else recipe.train.epochs
     batch = min(recipe.train.batch_size, max(n_train // 4, 1))
     chunk = recipe.train.chunk_size
     update = {"epochs": epochs, "batch_size": batch, "chunk_size": min(chunk, batch) if chunk else None}

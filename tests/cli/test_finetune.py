@@ -57,13 +57,13 @@ def test_json_is_one_line_on_stdout_and_nothing_else(tmp_path: Path, capsys: pyt
     summary = json.loads(line)
     assert summary["seed"] == 3
     assert summary["epochs"] == 1
-    assert "changed   train.epochs 1 (recipe digits 24)" in captured.err
+    assert "changed   train.epochs 1 (recipe digits: 24)" in captured.err
 
 
 def test_what_a_flag_changed_is_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--temperature", 0.3, "--hardness", 2, "--contrastive-weight", 0.5, "--loss", "easy", "--lr", "1e-3"]
     assert run_cli("finetune", *QUICK, *flags, "--epochs", 1, "--out", tmp_path / "run") == 0
-    assert "changed   loss.temperature 0.3 (recipe digits 0.5)" in capsys.readouterr().out
+    assert "changed   loss.temperature 0.3 (recipe digits: 0.5)" in capsys.readouterr().out
     saved = (tmp_path / "run" / "recipe.yaml").read_text()
     for line in ("temperature: 0.3", "hardness: 2.0", "contrastive_weight: 0.5", "name: easy", "lr: 0.001"):
         assert line in saved

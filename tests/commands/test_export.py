@@ -120,7 +120,7 @@ def test_the_model_card_has_data_recipe_and_results_with_n_and_interval(tmp_path
     assert f"| {summary['val_n']}, which chose the epoch |" in card
     assert "- dataset: digits, 10 classes: 0, 1, 2" in card
     assert "- 100 training images" in card
-    assert "- `train.batch_size 25 (default 128)`" in card
+    assert "- `train.batch_size 25 (default: 128)`" in card
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "timm"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from schane_cli.recipe import build_recipe
+from schane_cli.recipe import build_recipe, resolve_recipe
 from schane_cli.training.sizing import in_words, sized
 from tests.jobs import tiny_recipe
 
@@ -14,6 +14,13 @@ def test_about_the_asked_number_of_images_is_seen(images: int, epochs: int, batc
     recipe = build_recipe({}, {"train.seen_images": 10_000, "train.batch_size": 64})
     chosen = sized(recipe, images).train
     assert (chosen.epochs, chosen.batch_size) == (epochs, batch)
+
+
+def test_epochs_that_are_given_stay_and_the_batch_still_fits_the_images() -> None:
+    recipe, changed = resolve_recipe(recipe=None, dataset="csv:/x.csv", overrides={"train.epochs": 3})
+    chosen = sized(recipe, 18).train
+    assert (chosen.epochs, chosen.batch_size) == (3, 4)
+    assert [line.split()[0] for line in changed] == ["data.dataset", "train.epochs"]
 
 
 def test_a_recipe_that_names_its_epochs_keeps_them() -> None:

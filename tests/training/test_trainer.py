@@ -339,7 +339,7 @@ def test_resuming_with_another_recipe_names_the_keys_that_differ(never_stopped: 
     (copy / "checkpoints").mkdir(parents=True)
     (copy / "recipe.yaml").write_bytes((never_stopped / "recipe.yaml").read_bytes())
     (copy / "checkpoints" / "last.pt").write_bytes(b"")
-    with pytest.raises(BadRequest, match=r"differ: train.lr 0.5 \(run 0.003\)"):
+    with pytest.raises(BadRequest, match=r"differ: train.lr 0.5 \(run: 0.003\)"):
         resumed_recipe("finetune", copy, {"train.lr": 0.5})
     assert resumed_recipe("finetune", copy, {}).train.lr == 0.003
 
