@@ -307,8 +307,8 @@ def _is_run_of(run: RunFolder, command: str, recipe: Recipe) -> bool:
         if not run.exists or run.command not in {command, ""}:
             return False
         stored = run.read_recipe()
-        if recipe.train.seen_images is not None:  # the run's data said how many epochs and how large a batch that makes
-            chosen = ("epochs", "batch_size", "chunk_size") if recipe.train.seen_images else ("batch_size", "chunk_size")
+        if recipe.train.seen_images is not None:  # the run's data said how large a batch that makes, how many epochs
+            chosen = ["batch_size", "chunk_size", *(["epochs"] if recipe.train.seen_images else [])]
             made = {key: getattr(stored.train, key) for key in chosen}
             recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=made)})
         return stored == recipe
