@@ -125,6 +125,13 @@ class RunFolder:
         """Whether the run was stopped after its first checkpoint."""
         return self.state == "stopped"
 
+    @property
+    def way_on(self) -> str:
+        """What to do about a run that is not finished: `schane finetune --resume RUN goes on`."""
+        if self.resumable or " --seeds " in f" {self.command} ":
+            return f"schane {self.command or 'finetune'} --resume {self.path} goes on"
+        return "run its command again"
+
     def epoch_checkpoint(self, epoch: int) -> Path:
         """Where the weights after an epoch are kept (train.keep_epochs)."""
         return self.checkpoints / f"epoch-{epoch:05d}.pt"

@@ -139,7 +139,10 @@ def compare(
         BadRequest: no finished run, a metric that not all have, other test data, missing seeds, fewer than two groups.
     """
     runs, notes = find_runs(paths)
-    return compare_runs(runs, metric=metric, baseline=baseline, common_seeds=common_seeds), notes
+    try:
+        return compare_runs(runs, metric=metric, baseline=baseline, common_seeds=common_seeds), notes
+    except BadRequest as error:
+        raise BadRequest("; ".join([str(error), *notes])) from None
 
 
 def compare_runs(runs: Sequence[Run], *, metric: str | None, baseline: str | None, common_seeds: bool) -> list[Block]:
@@ -159,6 +162,8 @@ def compare_runs(runs: Sequence[Run], *, metric: str | None, baseline: str | Non
         if len(blocks) > 1:
             titles = "; ".join(block.title for block in blocks)
             raise BadRequest(f"no two runs trained on the same images differ in anything but the seed ({titles})")
+        if len(runs) == 1:
+            raise BadRequest(f"{runs[0].path} is the only finished run: there is nothing to compare it with")
         raise BadRequest(f"all {len(runs)} runs have the same recipe but for the seed: there is nothing to compare")
     return blocks
 
@@ -197,14 +202,22 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
     runs, unfinished = [], []
     for folder in folders:
         if not RunFolder(folder).finished:
-            unfinished.append(str(folder))
+            unfinished.append(RunFolder(folder))
             continue
         summary = RunFolder(folder).read_summary()
         # neither an embedding nor the parent of several seeds is a run to compare
         if "runs" not in summary and summary.get("command") != "embed":
             runs.append(_read_run(folder, summary))
-    notes = [f"{len(unfinished)} unfinished left out: {', '.join(unfinished[:3])}"] if unfinished else []
-    return runs, notes
+    return runs, _left_out(unfinished)
+
+
+def _left_out(unfinished: Sequence[RunFolder]) -> list[str]:
+    """A note that names the unfinished runs (of several seeds, their common folder) and how each is finished."""
+    paths = {run.path for run in unfinished}
+    alone = [run for run in unfinished if run.path.parent not in paths]
+    named = "; ".join(f"{run.path} ({run.way_on})" for run in alone[:3])
+    more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+    return [f"not finished and left out: {named}{more}"] if alone else []
 
 
 def _read_run(folder: Path, summary: Mapping[str, Any]) -> Run:

@@ -215,7 +215,7 @@ def make_plan(loaded: Loaded, recipe: Recipe, split: str, extras: Extras) -> Pla
     free = split == "test" and recipe.data.train_on == "train"
     held_out = select_images(loaded, recipe.data, "val")[0] if free else None
     foreign = {name: load_foreign(loaded, recipe, name, split) for name in extras.ood}
-    notes = [*notes, *(f"{name}: {one.note}" for name, one in foreign.items() if one.note)]
+    notes = [*loaded.unfinished_notes, *notes, *(f"{name}: {one.note}" for name, one in foreign.items() if one.note)]
     return Plan(recipe, images, held_out, foreign, notes, left_out)
 
 

@@ -65,6 +65,11 @@ class Predictor:
         """The classes, in the first model's order."""
         return self.models[0].class_names
 
+    @property
+    def unfinished_notes(self) -> list[str]:
+        """A sentence for each model whose run has not come to its end."""
+        return [note for one in self.models for note in one.unfinished_notes]
+
     def identity(self) -> list[str]:
         """What must be the same when a stopped run is resumed."""
         return [f"{one.path} {one.path.stat().st_size} {one.path.stat().st_mtime_ns}" for one in self.models]
@@ -177,6 +182,8 @@ def name_one_file(
     images, _ = images_to_name(sources, overrides)
     predictor = load_predictor(runs, overrides, terminal)
     options.check(len(predictor.class_names))
+    for note in predictor.unfinished_notes:
+        terminal.say(f"note       {note}")
     return predict_one(predictor, images)
 
 
@@ -231,7 +238,7 @@ def predict(
     return name_images(
         predictor,
         images,
-        notes,
+        [*predictor.unfinished_notes, *notes],
         options,
         RunFolder(path),
         request,

@@ -15,6 +15,7 @@ from schane_cli.models.model import SchaneModel, architecture, build_model
 from schane_cli.models.sharding import split_state, whole
 from schane_cli.preflight import find_checkpoint
 from schane_cli.recipe import Recipe, saved_recipe
+from schane_cli.run import RunFolder
 
 
 @dataclass
@@ -28,6 +29,15 @@ class Loaded:
     input: InputSpec
     progress: dict[str, Any]
     images: dict[str, Any] = field(default_factory=dict)  # which images it was trained on; empty before 0.2
+
+    @property
+    def unfinished_notes(self) -> list[str]:
+        """A sentence if the run that the checkpoint belongs to has not come to its end."""
+        run = RunFolder.of_checkpoint(self.path)
+        if run is None or not run.resumable:
+            return []
+        done = max((line.get("epoch", 0) for line in run.read_events("epoch")), default=0)
+        return [f"{run.path} is not finished: {done} of {self.recipe.train.all_epochs} epochs are done; {run.way_on}"]
 
 
 def pack(

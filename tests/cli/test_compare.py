@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,3 +230,16 @@ def test_another_split_is_refused(trained: Path, tmp_path: Path, capsys) -> None
     assert "have other test images" in capsys.readouterr().err
     assert run_cli("compare", tmp_path / "nowhere", "--out", tmp_path / "c") == 2
     assert "nothing is at" in capsys.readouterr().err
+
+
+def test_a_refusal_names_unfinished_runs_and_how_they_go_on(trained: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(trained / "ce", tmp_path / "seeds")
+    for folder in (tmp_path / "seeds", tmp_path / "seeds" / "s1"):
+        (folder / "summary.json").unlink()
+    shutil.copytree(tmp_path / "seeds" / "s1", tmp_path / "one")
+    assert run_cli("compare", tmp_path / "seeds", tmp_path / "one", "--out", tmp_path / "c") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{tmp_path}/seeds/s0 is the only finished run: there is nothing to compare it with" in said
+    assert f"{tmp_path}/seeds (schane finetune --seeds 0,1 --resume {tmp_path}/seeds goes on)" in said
+    assert f"{tmp_path}/one (schane finetune --resume {tmp_path}/one goes on)" in said
+    assert "seeds/s1 (" not in said

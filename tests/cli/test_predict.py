@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -285,3 +286,20 @@ def test_a_run_whose_val_was_trained_on_says_that_its_confidence_is_its_own(
     assert run_cli("predict", tmp_path / "run", photos / "first", *arguments) == 0
     assert "not calibrated: its val images were trained on" in capsys.readouterr().out.replace("\n", " ")
     assert json.loads((tmp_path / "o" / "summary.json").read_text())["calibrated"] is False
+
+
+def test_predict_and_eval_say_that_the_run_is_not_finished(trained: Path, photos: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "summary.json").unlink()
+    log = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"epoch": 3' not in line]
+    (run / "metrics.jsonl").write_text("\n".join(log) + "\n")
+    note = f"{run} is not finished: 2 of 3 epochs are done; schane finetune --resume {run} goes on"
+    assert run_cli("predict", run, photos / "first", *CPU, "--out", tmp_path / "named") == 0
+    assert note in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "named" / "summary.json").read_text())["notes"] == [note]
+    assert run_cli("predict", run, photos / "first" / "00.png", "--json", *CPU) == 0
+    assert note in " ".join(capsys.readouterr().err.split())
+    assert run_cli("eval", run, *CPU, "--out", tmp_path / "scored") == 0
+    assert note in " ".join(capsys.readouterr().out.split())
+    assert note in json.loads((tmp_path / "scored" / "summary.json").read_text())["split_notes"]
