@@ -157,7 +157,8 @@ class Method:
     """A classifier: its function, whether it looks at all queries of an episode together, and where it comes from.
 
     `deviation`: what differs from that source, printed beside every result; empty where nothing does. `normalize`: the
-    normalisation that is part of the method, for `normalize_features`; empty where any will do.
+    normalisation that is part of the method, for `normalize_features`; empty where any will do. `chunks`: how many
+    times as many episodes it takes at once as fit the cache, since its small steps cost the same for few.
     """
 
     logits: Callable[..., Tensor]
@@ -165,13 +166,14 @@ class Method:
     source: str
     deviation: str = ""
     normalize: str = ""
+    chunks: int = 1
 
 
 CLASSIFIERS: dict[str, Method] = {
     "centroid": Method(centroid, False, "ProtoNet, arXiv 1703.05175"),
     "simpleshot": Method(centroid, False, "SimpleShot CL2N, arXiv 1911.04623", normalize="cl2n"),
     "ridge": Method(ridge, False, "R2-D2's ridge regression, arXiv 1805.08136"),
-    "logistic": Method(logistic, False, "RFS, arXiv 2003.11539"),
+    "logistic": Method(logistic, False, "RFS, arXiv 2003.11539", chunks=4),
     "bd-cspn": Method(
         bd_cspn,
         True,

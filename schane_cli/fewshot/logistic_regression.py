@@ -16,7 +16,8 @@ def fit_logistic(
     At the optimum W = C * (residual^T support), residual = one-hot targets - probabilities: the unknown is one number
     per support row and class, `dual`, and only inner products are needed. Features of unit length leave the
     probabilities near equal, where steps with the Hessian at equal probabilities, one m x m matrix for all classes,
-    converge at once; the problems that they do not solve go to Newton's method. Large features need a float64 `gram`.
+    converge at once; the problems that they do not solve go to Newton's method, first with steps solved roughly, then
+    exactly. Large features need a float64 `gram`.
 
     Args:
         gram: (E, m, m) inner products of the support rows.
@@ -32,8 +33,10 @@ def fit_logistic(
     diagonal = kernel.diagonal(dim1=-2, dim2=-1)
     diagonal.add_(torch.finfo(gram.dtype).eps * diagonal.sum(dim=-1, keepdim=True))
     dual, intercept, solved = _fixed_hessian_steps(kernel, target, tolerance)
-    if not solved.all():
-        dual[~solved], intercept[~solved] = _newton(kernel[~solved], target, tolerance)
+    for solve in (_rough_newton_steps, _newton):
+        left = ~solved
+        if left.any():
+            dual[left], intercept[left], solved[left] = solve(kernel[left], target, tolerance)
     return C * dual, intercept
 
 
@@ -74,8 +77,91 @@ def _inverse_at_equal_probabilities(kernel: Tensor, n_way: int) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(system)) - 1 / m
 
 
-def _newton(kernel: Tensor, target: Tensor, tolerance: float, iterations: int = 100) -> tuple[Tensor, Tensor]:
-    """Dual and intercept by Newton's method with a line search, without which features of large norm make it cycle.
+def _rough_newton_steps(kernel: Tensor, target: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Dual (E, m, n_way) and intercept (E, 1, n_way) by Newton's method, its steps solved roughly; solved (E,).
+
+    A step is solved only as far as it leads somewhere (Dembo, Eisenstat and Steihaug, "Inexact Newton methods", 1982),
+    in float32, which is enough for a direction. Stops early where one brings the worst problem no nearer.
+    """
+    target = target.mT
+    dual = kernel.new_zeros(len(kernel), *target.shape)  # (E, n_way, m): few rows on the left multiply faster
+    intercept, scores = dual[..., :1].clone(), dual.clone()
+    rough, worst = kernel.float(), float("inf")
+    while True:
+        probabilities = scores.softmax(dim=1)
+        residual = target - probabilities
+        distance = (dual - residual).abs().amax(dim=(1, 2))
+        before, worst = worst, float(distance.max())
+        if worst <= tolerance or not worst < 0.9 * before:
+            return dual.mT, intercept.mT, distance <= tolerance
+        accuracy = max(min(0.7, worst), 1e-3) * worst
+        change = _rough_step(rough, probabilities, residual, dual, accuracy).to(kernel)
+        sums = (residual - _curved(probabilities, change @ kernel)).sum(dim=2, keepdim=True)
+        shift = _inverse_of_sums(probabilities) @ sums
+        step = (change, shift, change @ kernel + shift)
+        size = _best_step(dual.mT, intercept.mT, scores.mT, (step[0].mT, step[1].mT, step[2].mT), target.mT)
+        state = (dual, intercept, scores)
+        dual, intercept, scores = (old + size * part for old, part in zip(state, step, strict=True))
+
+
+def _rough_step(kernel: Tensor, probabilities: Tensor, residual: Tensor, dual: Tensor, accuracy: float) -> Tensor:
+    """The change of the dual (E, n_way, m) that a Newton step makes, by conjugate gradients to `accuracy`.
+
+    With W the Hessian of the cross-entropies, x solves x + V K x = residual - dual - W 1 (1^T W 1)^-1 1^T residual,
+    V = W - W 1 (1^T W 1)^-1 1^T W: the intercept's step is eliminated, and with it the condition that the dual sums to
+    0 over the support. I + V K is symmetric in the inner product x^T K y, in which the conjugate gradients are taken.
+    """
+    inverse = _inverse_of_sums(probabilities)
+    constant = _curved(probabilities, inverse @ residual.sum(dim=2, keepdim=True))
+    left = (residual - dual - constant).to(kernel)
+    probabilities, inverse = probabilities.to(kernel), inverse.to(kernel)
+    found, image_left = torch.zeros_like(left), left @ kernel
+    direction, image, length = left, image_left, _inner(left, image_left)
+    for iteration in range(4 * left.shape[2]):
+        curved = _curved(probabilities, image)
+        applied = direction + curved - _curved(probabilities, inverse @ curved.sum(dim=2, keepdim=True))
+        size = _ratio(length, _inner(image, applied))
+        found.addcmul_(size, direction)
+        left = torch.addcmul(left, size, applied, value=-1)
+        image_left = left @ kernel
+        if iteration % 2:
+            unseen = image_left.abs().amax(dim=(1, 2), keepdim=True) <= accuracy
+            if (unseen | (left.abs().amax(dim=(1, 2), keepdim=True) <= accuracy)).all():
+                break
+        before, length = length, _inner(left, image_left).clamp(min=0)
+        ratio = _ratio(length, before)
+        direction = torch.addcmul(left, ratio, direction)
+        image = torch.addcmul(image_left, ratio, image)
+    return torch.where(unseen, found + left, found)  # K maps what is left to 0, and so I + V K to itself
+
+
+def _curved(probabilities: Tensor, x: Tensor) -> Tensor:
+    """W x: the Hessian of each row's cross-entropy, diag(p) - p p^T, applied to scores (E, n_way, m or 1)."""
+    weighted = probabilities * x
+    return torch.addcmul(weighted, probabilities, weighted.sum(dim=1, keepdim=True), value=-1)
+
+
+def _inverse_of_sums(probabilities: Tensor) -> Tensor:
+    """(1^T W 1)^-1 (E, n_way, n_way), for vectors that sum to 0 over the classes: the others change no probability."""
+    sums = torch.diag_embed(probabilities.sum(dim=2)) - probabilities @ probabilities.mT
+    sums.diagonal(dim1=1, dim2=2).add_(1e-12)  # where every probability is 0 or 1
+    return torch.linalg.inv(sums + 1 / probabilities.shape[1])
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """above / below, 0 where rounding has left nothing below."""
+    return torch.where(below > 0, above / below, 0)
+
+
+def _inner(x: Tensor, y: Tensor) -> Tensor:
+    """Inner products (E, 1, 1) of each problem."""
+    return torch.linalg.vecdot(x.flatten(1), y.flatten(1))[:, None, None]
+
+
+def _newton(kernel: Tensor, target: Tensor, tolerance: float, iterations: int = 100) -> tuple[Tensor, Tensor, Tensor]:
+    """Dual (E, m, n_way), intercept (E, 1, n_way) and solved (E,) by Newton's method.
+
+    A line search keeps it from cycling on features of large norm.
 
     The multinomial Hessian is inverted class by class as in Gaussian-process classification (Rasmussen and Williams,
     2006, algorithm 3.3): n_way systems of m x m in place of one of n_way * m.
@@ -85,14 +171,15 @@ def _newton(kernel: Tensor, target: Tensor, tolerance: float, iterations: int = 
     for _ in range(iterations):
         probabilities = scores.softmax(dim=-1)
         residual = target - probabilities
-        if (dual - residual).abs().amax() <= tolerance:
+        solved = (dual - residual).abs().amax(dim=(1, 2)) <= tolerance
+        if solved.all():
             break
         new_dual, new_intercept = _newton_target(kernel, probabilities, residual, scores)
         step = (new_dual - dual, new_intercept - intercept, kernel @ new_dual + new_intercept - scores)
         size = _best_step(dual, intercept, scores, step, target)
         state = (dual, intercept, scores)
         dual, intercept, scores = (old + size * change for old, change in zip(state, step, strict=True))
-    return dual, intercept
+    return dual, intercept, solved
 
 
 def _newton_target(kernel: Tensor, probabilities: Tensor, residual: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,7 @@ def evaluate_episodes(
     images = Images(prepare(features), None if augmented_support is None else prepare(augmented_support))
     tiled = method.logits is centroid and device.type == "cpu" and not options and _for_numpy(images.plain)
     logits = partial(_tiled_centroid, images) if tiled else partial(_gathered_logits, images, method.logits, options)
-    chunk = chunk or _default_chunk(images, episodes, tiled)
+    chunk = chunk or method.chunks * _default_chunk(images, episodes, tiled)
     predictions = np.empty(episodes.query.shape, dtype=np.int16)
 
     def score(start: int) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from schane_cli.checks import require_finite
 
 UNBOUNDED = (-np.inf, np.inf)
+_NO_SPREAD = 1e-12  # a standard error that only rounding makes
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution; scipy.stats takes a second to import
 INFORMATIVE_IMAGES = 8  # with this many images deciding an area, DeLong's variance and the model's have equal weight
 
@@ -139,13 +140,16 @@ def _halves_error(halves: NDArray[np.floating[Any]]) -> float:
     return math.sqrt(float(((halves[0] - halves[1]) ** 2).mean()) / 4)
 
 
-def paired_change(change: float, terms: NDArray[np.floating[Any]]) -> tuple[tuple[float, float], float]:
-    """95 % interval and two-sided p-value of a paired difference, from the differences of `terms` (n,) or (2, K)."""
+def paired_change(change: float, terms: NDArray[np.floating[Any]]) -> tuple[tuple[float, float] | None, float | None]:
+    """95 % interval and two-sided p-value of a paired difference, from the differences of `terms` (n,) or (2, K).
+
+    None where all terms differ by the same: no spread to judge by.
+    """
     halves = terms.ndim == 2
     error = _halves_error(terms) if halves else float(scipy.stats.sem(terms))
     spread = scipy.stats.t(terms.shape[1] if halves else len(terms) - 1)
-    if error <= 1e-12:  # the very same results: no spread to judge by
-        return (change, change), 1.0
+    if error <= _NO_SPREAD:
+        return None, None
     half = float(spread.ppf(0.975)) * error
     return (change - half, change + half), float(2 * spread.sf(abs(change) / error))
 
@@ -156,17 +160,18 @@ def t_interval(values: ArrayLike, bounds: tuple[float, float] = UNBOUNDED) -> Es
     Half the width is t(0.975, m - 1) * standard deviation / sqrt(m), the "±" of the few-shot literature. Over episodes
     from `draw_episodes` the images are fixed and only their combination is random; over `disjoint_episodes` it also
     accounts for the finite test set. The interval is cut at `bounds`, the values that the metric can take: the mean it
-    is about lies within them, so that cutting loses no coverage. A single value says nothing of the spread and has no
-    interval. Raises ValueError for no value, or one that is not finite.
+    is about lies within them, so that cutting loses no coverage. A single value, or values that are all the same, say
+    nothing of the spread and have no interval. Raises ValueError for no value, or one that is not finite.
     """
     sample = np.asarray(values, dtype=np.float64)
     if not len(sample):
         raise ValueError("a mean needs at least one value")
     require_finite(sample, "the value")
     mean = float(sample.mean())
-    if len(sample) < 2:
-        return Estimate(mean, None, 1)
-    half = float(scipy.stats.t.ppf(0.975, len(sample) - 1) * scipy.stats.sem(sample))
+    error = float(scipy.stats.sem(sample)) if len(sample) > 1 else 0.0
+    if error <= _NO_SPREAD:
+        return Estimate(mean, None, len(sample))
+    half = float(scipy.stats.t.ppf(0.975, len(sample) - 1)) * error
     low, high = np.clip((mean - half, mean + half), *bounds)
     return Estimate(mean, (float(low), float(high)), len(sample))
 

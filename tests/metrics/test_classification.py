@@ -191,6 +191,7 @@ def test_the_mean_over_seeds_has_students_interval():
     assert result.ci95 == pytest.approx((low, high))
     assert result.n == 3
     assert intervals.t_interval([0.8]).ci95 is None
+    assert intervals.t_interval([0.25, 0.25]).ci95 is None  # no spread to judge by, not one of no width
     with pytest.raises(ValueError, match="finite"):
         intervals.t_interval([0.8, np.nan])
 
