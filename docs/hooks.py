@@ -96,7 +96,7 @@ def _metric(metric: Metric) -> Iterator[str]:
         "Interval": metric.interval or metric.no_interval,
         "Source": metric.source,
         "Choices": metric.choices,
-        "It misleads": metric.misleads,
+        "Can mislead": metric.misleads,
     }
     yield from (f"## {metric.heading}", "", metric.definition, "")
     yield from (f"- {name}: {text}" for name, text in facts.items() if text)

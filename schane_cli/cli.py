@@ -442,7 +442,7 @@ def predict(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Name new images: predictions with a calibrated confidence as CSV and parquet, and a page to look through."""
+    """Classify new images: predictions with a calibrated confidence as CSV and parquet, and a page to look through."""
     from schane_cli.terminal import Terminal
 
     terminal = Terminal(json=json)
@@ -491,7 +491,10 @@ def embed(
     split: Split = "test",
     layer: Annotated[str, typer.Option("--layer", help="embedding, projection or logits")] = "embedding",
     points: Annotated[int, typer.Option("--points", help="use at most this many images, drawn at random")] = 10_000,
-    perplexity: Annotated[float, typer.Option("--perplexity", help="t-SNE's effective number of neighbours")] = 30.0,
+    perplexity: Annotated[
+        float | None,
+        typer.Option("--perplexity", help="t-SNE's effective number of neighbours; default 30, fewer for few images"),
+    ] = None,
     npy: Annotated[bool, typer.Option("--npy", help="also write the vectors as one .npy array")] = False,
     images: Annotated[
         list[str] | None, typer.Option("--images", metavar="IMAGES", help="embed images without labels, not a dataset")
@@ -627,7 +630,8 @@ def augment(
     from schane_cli.run import new_run_path, refuse_existing
 
     folder = new_run_path("augment", Path(resolved.data.dataset).name)
-    picture = refuse_existing(out or folder.with_name(f"{folder.name}.png"))
+    wanted = out or folder
+    picture = refuse_existing(wanted if out and out.suffix else wanted.with_name(f"{wanted.name}.png"))
     augment_picture(run_augment(resolved), picture, f"training views of {resolved.data.dataset}", terminal)
     print_summary({"command": "augment", "picture": picture}, json)
 

@@ -57,6 +57,9 @@ _WEIGHTS_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,4})?")
 
 
+PERPLEXITY = 30.0  # of t-SNE
+
+
 @dataclass(frozen=True)
 class EmbedOptions:
     """What of a checkpoint is looked at: which split, which output, how many points, which neighbourhood size."""
@@ -64,7 +67,7 @@ class EmbedOptions:
     split: str = "test"
     layer: str = "embedding"
     points: int = 10_000  # figures and pictures of at most so many images, drawn at random
-    perplexity: float = 30.0
+    perplexity: float | None = None  # None: PERPLEXITY, or the largest that fewer images allow
     npy: bool = False
     figure_formats: tuple[str, ...] = ()  # beside PNG
 
@@ -72,11 +75,14 @@ class EmbedOptions:
         """Raises BadRequest for a value that is not allowed."""
         require_choice("split", self.split, SPLITS)
         require_choice("layer", self.layer, LAYERS)
-        if not 1 <= self.perplexity <= 1e9 or not 1 <= self.points <= 10**9:
+        perplexity = PERPLEXITY if self.perplexity is None else self.perplexity
+        if not 1 <= perplexity <= 1e9 or not 1 <= self.points <= 10**9:
             raise BadRequest(
-                f"--perplexity and --points must be at least 1 and at most 1,000,000,000; got {self.perplexity:g} and "
+                f"--perplexity and --points must be at least 1 and at most 1,000,000,000; got {perplexity:g} and "
                 f"{self.points:,}"
             )
+        if self.perplexity is not None:
+            require_points(self.perplexity, self.points, "--points")
         for wanted in self.figure_formats:
             if wanted not in VECTOR_FORMATS:
                 raise BadRequest(f"unknown figure format {wanted!r}; allowed: {', '.join(VECTOR_FORMATS)} (beside png)")
@@ -101,6 +107,16 @@ class PredictOptions:
             raise BadRequest(f"--min-confidence must lie between 0 and 1; got {self.min_confidence:g}")
         if self.link and self.copy_to is None:
             raise BadRequest("--link says how --copy-to fills its folder; give --copy-to DIR too")
+
+
+def require_points(perplexity: float, n: int, which: str) -> None:
+    """BadRequest for fewer images than t-SNE needs for a perplexity; `which` says whose they are."""
+    if n <= 3 * perplexity:
+        advice = f"choose --perplexity {(n - 1) // 3} or less" if n > 3 else "it needs 4 or more for any"
+        raise BadRequest(
+            f"t-SNE with perplexity {perplexity:g} needs more than {3 * perplexity:g} images and {which} has {n}; "
+            f"{advice}"
+        )
 
 
 def require_choice(what: str, value: str, allowed: Collection[str]) -> None:
@@ -158,12 +174,12 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
         runs.append(path)
     sources = list(arguments[len(runs) :])
     if not sources:
-        raise BadRequest(f"no images to name: give folders, files or patterns after {runs[-1]}")
+        raise BadRequest(f"no images to classify: give folders, files or patterns after {runs[-1]}")
     return runs, sources
 
 
 def require_images(sources: Sequence[str]) -> None:
-    """BadRequest for a source of images to name that is a path and leads nowhere."""
+    """BadRequest for a source of images to classify that is a path and leads nowhere."""
     for source in sources:
         if ":" not in source and not glob.has_magic(source) and not Path(source).expanduser().exists():
             raise BadRequest(f"{source} does not exist")

@@ -25,7 +25,7 @@ class Calibrated:
     """A temperature for the logits, and the n val images that it was fitted on.
 
     `confidence` (n,): the calibrated probability of the predicted class; `right` (n,): whether that was the label.
-    `note`: what a user must know, such as that there is no temperature (then it is 1, and n is 0).
+    `note`: why the confidence is not calibrated, empty where it is; the temperature is then 1.
     """
 
     temperature: float
@@ -35,8 +35,13 @@ class Calibrated:
 
     @property
     def n(self) -> int:
-        """The val images behind it; 0 where the confidence is the model's own."""
+        """The held-out images behind it; 0 where there are none."""
         return len(self.right)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether held-out images determine the temperature; otherwise the confidence is the model's own."""
+        return self.n > 0 and not self.note
 
     def kept(self, least: float) -> tuple[Estimate, Estimate | None]:
         """The share of val with at least this confidence, and the accuracy on it (None where it is empty).
@@ -51,16 +56,17 @@ class Calibrated:
         return accuracy_interval(int(sure.sum()), self.n), accuracy
 
 
-def calibrate(logits: torch.Tensor, labels: torch.Tensor) -> Calibrated:
+def calibrate(logits: torch.Tensor, labels: torch.Tensor, judged: str = "val images") -> Calibrated:
     """Temperature scaling (Guo et al. 2017, section 4.2) of held-out logits (n, C) with labels (n,).
 
-    Where every image is right, or the model is no better than chance, no temperature is best and 1 is kept.
+    Where every image is right, or the model is no better than chance, no temperature is best and 1 is kept. `judged`
+    says in the note what the rows are.
     """
     fit = fit_temperature(logits, labels)
     temperature = 1.0 if fit.at_bound else fit.temperature
-    note = f"no temperature is best on the {len(labels)} val images; confidence is the model's own" * fit.at_bound
+    note = f"the {len(labels)} {judged} do not determine a calibration; the confidence is the model's own, uncalibrated"
     confidence, predicted = (logits.double() / temperature).softmax(1).max(1)
-    return Calibrated(temperature, confidence.numpy(), (predicted == labels).numpy(), note)
+    return Calibrated(temperature, confidence.numpy(), (predicted == labels).numpy(), note if fit.at_bound else "")
 
 
 def calibration_of(loaded: Loaded, recipe: Recipe, device: torch.device, terminal: Terminal) -> Calibrated:

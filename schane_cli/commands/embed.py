@@ -24,7 +24,7 @@ from schane_cli.metrics.projection2d import PrincipalComponents, principal_compo
 from schane_cli.metrics.registry import metric
 from schane_cli.metrics.resampling import Floats, Ints
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
-from schane_cli.preflight import EmbedOptions
+from schane_cli.preflight import PERPLEXITY, EmbedOptions, require_points
 from schane_cli.recipe import Recipe, build_recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label
 from schane_cli.spreadsheets import write_csv
@@ -84,6 +84,7 @@ class Job:
     left_out: int
     device: torch.device
     options: EmbedOptions
+    perplexity: float
     terminal: Terminal
 
 
@@ -153,10 +154,12 @@ def _embed_tables(
             raise BadRequest(f"{other.path} and {tables[0].path} do not hold the same images with the same labels")
     shown = sample(len(images), options.points)
     points = images.subset(shown, images.split)
-    _check_images(points, options.perplexity)
+    perplexity, notes = _check_images(points, options.perplexity)
+    for note in notes:
+        terminal.say(f"note       {note}")
     names = _numbered([f"{path.resolve().parent.name}-{path.stem}" for path in paths])
     device = torch.device("cpu")
-    job = Job([], [], images.dataset, names, images, shown, points, [], 0, device, options, terminal)
+    job = Job([], [], images.dataset, names, images, shown, points, notes, 0, device, options, perplexity, terminal)
     run = RunFolder(out or new_run_path("embed", paths[0].stem))
     run.create(build_recipe({"data": {"dataset": f"table:{paths[0]}"}}), f"embed {' '.join(map(str, paths))}")
     views = [
@@ -189,7 +192,8 @@ def _check(checkpoints: Sequence[Path], overrides: Mapping[str, Any], options: E
     images, notes, left_out = _common_images(loaded, recipes, names, options.split)
     shown = sample(len(images), options.points)
     points = images if len(shown) == len(images) else images.subset(shown, images.split)
-    _check_images(points, options.perplexity)
+    perplexity, lowered = _check_images(points, options.perplexity)
+    notes = [*notes, *lowered]
     if len(points) < len(images):
         notes = [*notes, f"metrics and pictures of {len(points)} of {len(images)} images, drawn by seed {SEED}"]
     return Job(
@@ -204,6 +208,7 @@ def _check(checkpoints: Sequence[Path], overrides: Mapping[str, Any], options: E
         left_out,
         device,
         options,
+        perplexity,
         terminal,
     )
 
@@ -259,19 +264,21 @@ def _common_images(loaded: Sequence[Loaded], recipes: Sequence[Recipe], names: S
     return chosen
 
 
-def _check_images(images: ImageSet, perplexity: float) -> None:
-    """Check what metrics and t-SNE need, before a model runs."""
+def _check_images(images: ImageSet, wanted: float | None) -> tuple[float, list[str]]:
+    """Check what metrics and t-SNE need, before a model runs; the perplexity, and a note where few images lower it."""
     sizes, which = np.bincount(images.labels), f"{images.dataset} {images.split}"
     if (sizes > 0).sum() < 2:
         raise BadRequest(f"{which} has images of one class; embedding quality compares classes")
     if sizes.max() < 2:
         raise BadRequest(f"{which} has one image per class; embedding quality needs two images of a class")
-    if len(images) <= 3 * perplexity:
-        allowed = (len(images) - 1) // 3
-        raise BadRequest(
-            f"t-SNE with perplexity {perplexity:g} needs more than {3 * perplexity:g} images and {which} has "
-            f"{len(images)}; choose --perplexity {allowed} or less"
-        )
+    largest = max((len(images) - 1) // 3, 1)
+    perplexity = min(PERPLEXITY, largest) if wanted is None else wanted
+    require_points(perplexity, len(images), which)
+    if wanted is not None or perplexity == PERPLEXITY:
+        return perplexity, []
+    return perplexity, [
+        f"t-SNE with perplexity {perplexity:g}, the largest that {len(images)} images allow (default {PERPLEXITY:g})"
+    ]
 
 
 @contextmanager
@@ -325,7 +332,7 @@ def _view(
         points, tsne_seconds = _with_progress(
             job.terminal,
             f"t-SNE, {job.names[number]}",
-            lambda tell: tsne(vectors, seed=SEED, perplexity=job.options.perplexity, progress=tell),
+            lambda tell: tsne(vectors, seed=SEED, perplexity=job.perplexity, progress=tell),
         )
         pca = principal_components(vectors)
     return View(
@@ -387,7 +394,7 @@ def _summary(job: Job, views: Sequence[View], differences: Sequence[dict[str, Pa
         "n": len(job.points),
         "n_images": len(job.images),
         "n_classes": len(np.unique(job.points.labels)),
-        "tsne_perplexity": job.options.perplexity,
+        "tsne_perplexity": job.perplexity,
         "seed": SEED,
         "checkpoints": [_view_summary(view) for view in views],
     }

@@ -49,9 +49,7 @@ def read_embedded(path: Path, terminal: Terminal) -> Embedded:
             own = points[points["checkpoint"] == origin["name"]]
             views.append(_view(origin, table, own, class_names))
             task.advance()
-    options = EmbedOptions(
-        split=summary["split"], layer=summary["layer"], points=summary["n"], perplexity=summary["tsne_perplexity"]
-    )
+    options = EmbedOptions(split=summary["split"], layer=summary["layer"], points=summary["n"])
     differences = [quality.compare_embeddings(views[0].analysis, view.analysis) for view in views[1:]]
     return Embedded(run, options, images, summary["n_images"], views, differences, summary)
 

@@ -16,7 +16,7 @@ from schane_cli.images.thumbnail import thumbnail_webp
 from schane_cli.metrics.curation import Neighbourhood, neighbourhood, outliers, perceptual_hash
 from schane_cli.metrics.projection2d import tsne, umap
 from schane_cli.metrics.resampling import Floats, Ints
-from schane_cli.preflight import PROJECTIONS, require_choice
+from schane_cli.preflight import PERPLEXITY, PROJECTIONS, require_choice
 from schane_cli.run import RunFolder, new_run_path, plain
 from schane_cli.spreadsheets import write_csv
 from schane_cli.terminal import Terminal
@@ -31,7 +31,7 @@ def embed_unlabelled(
     sources: Sequence[str],
     *,
     projection: str,
-    perplexity: float,
+    perplexity: float | None,
     overrides: Mapping[str, Any],
     out: Path | None,
     terminal: Terminal,
@@ -50,7 +50,7 @@ def embed_unlabelled(
     vectors, table, broken = _embedded(images, predictor, terminal)
     if len(vectors) < FEWEST:
         raise BadRequest(f"{len(vectors)} of the {len(images)} images can be read; a map needs {FEWEST} or more")
-    used_perplexity = min(perplexity, max(1.0, (len(vectors) - 1) / 3 - 1e-9))
+    used_perplexity = min(perplexity or PERPLEXITY, max(1.0, (len(vectors) - 1) / 3 - 1e-9))
     with terminal.task("near-duplicates, outliers and map", 3, "step") as task:
         near = neighbourhood(vectors, np.array([row["hash"] for row in table], dtype=np.uint64))
         far = outliers(near.outlier_score)

@@ -19,7 +19,7 @@ from schane_cli.features.stream import StreamedBatch
 from schane_cli.fewshot.own_photos import Linear, judge
 from schane_cli.images.imageset import Files, ImageSet
 from schane_cli.metrics.intervals import Estimate, accuracy_interval
-from schane_cli.metrics.registry import METRICS
+from schane_cli.metrics.registry import METRICS, PLAIN_SHARE
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
 from schane_cli.models.model import build_model, input_spec
 from schane_cli.preflight import PredictOptions
@@ -164,22 +164,29 @@ def _calibrated(logits: torch.Tensor, labels: torch.Tensor) -> Calibrated:
     if not len(labels):
         note = "the confidence is not calibrated: with one photo of each class none can be left out"
         return Calibrated(0.1, np.empty(0), np.empty(0, dtype=bool), note)
-    made = calibrate(logits.clamp_min(-1e3), labels)
-    return Calibrated(made.temperature, made.confidence, made.right, made.note.replace("val images", "support photos"))
+    return calibrate(logits.clamp_min(-1e3), labels, "support photos")
+
+
+def expected_accuracy(expected: Mapping[str, Any]) -> str:
+    """The leave-one-out accuracy of the support beside chance, or why there is none, as one sentence."""
+    chance = f"chance {PLAIN_SHARE.text(1 / len(expected['support_counts']))}"
+    if "support_accuracy" not in expected:
+        return f"unknown, since one photo of each class leaves none to test on ({chance}); by {expected['classifier']}"
+    metric, accuracy = METRICS["support_accuracy"], expected["support_accuracy"]
+    return (
+        f"{metric.label} {metric.text(accuracy, expected['support_accuracy_ci95'])}, "
+        f"n = {expected['support_counted']}: about {round(10 * accuracy)} of 10 ({chance}); "
+        f"by {expected['classifier']}"
+    )
 
 
 def expected_sentences(expected: Mapping[str, Any]) -> list[str]:
     """What to expect, in words."""
-    lines = [f"support    {expected['support_n']} photos of {len(expected['support_counts'])} classes"]
+    lines = [
+        f"support    {expected['support_n']} photos of {len(expected['support_counts'])} classes",
+        f"expect     {expected_accuracy(expected)}",
+    ]
     alone = expected["support_n"] - expected["support_counted"]
-    if "support_accuracy" in expected:
-        metric, accuracy = METRICS["support_accuracy"], expected["support_accuracy"]
-        lines.append(
-            f"expect     {metric.label} {metric.text(accuracy, expected['support_accuracy_ci95'])}, "
-            f"n = {expected['support_counted']}: about {round(10 * accuracy)} of 10; by {expected['classifier']}"
-        )
-    else:
-        lines.append(f"expect     unknown: one photo of each class leaves none to test on; by {expected['classifier']}")
     if alone and "support_accuracy" in expected:
         which = "1 photo, alone in its class," if alone == 1 else f"{alone} photos, alone in their classes,"
         lines.append(f"           {which} could not be tested")

@@ -1,4 +1,4 @@
-"""`schane predict`: name new images by a run or the mean of several, with a confidence that means something."""
+"""`schane predict`: classify new images by a run or the mean of several, with a confidence that means something."""
 
 import hashlib
 import os
@@ -52,7 +52,7 @@ BLOCK = 4096  # images a part file: what a stopped run loses at most
 
 @dataclass
 class Predictor:
-    """Models that share their classes, ready to name images."""
+    """Models that share their classes, ready to classify images."""
 
     models: list[Loaded]
     recipes: list[Recipe]
@@ -167,7 +167,7 @@ def predict_one(predictor: Predictor, images: ImageSet) -> dict[str, Any]:
         "path": path_of(images, 0),
         "prediction": predictor.class_names[order[0]],
         "confidence": float(probabilities[order[0]]),
-        "calibrated": bool(calibrated and calibrated.n),
+        "calibrated": bool(calibrated and calibrated.fitted),
         "probabilities": {predictor.class_names[c]: float(probabilities[c]) for c in order},
     }
 
@@ -218,7 +218,7 @@ def predict(
     terminal: Terminal,
     resume: Path | None = None,
 ) -> dict[str, Any]:
-    """Name the images of `sources` into a run folder; returns the content of summary.json.
+    """Classify the images of `sources` into a run folder; returns the content of summary.json.
 
     Raises:
         BadRequest: no such run, no images, an option that is not allowed; before any work.
@@ -260,13 +260,13 @@ def name_images(
     resuming: bool,
     terminal: Terminal,
 ) -> dict[str, Any]:
-    """Name `images` into the run folder; returns `summary` with all that was found added, as in summary.json."""
+    """Classify `images` into the run folder; returns `summary` with all that was found added, as in summary.json."""
     options.check(len(predictor.class_names))
     copies = None
     if options.copy_to is not None:
         copies = prepare_copies(Path(options.copy_to), images, link=options.link, resuming=resuming)
     _begin(run, predictor, request, images, resuming)
-    for note in [*notes, *([predictor.calibrated.note] if predictor.calibrated and predictor.calibrated.note else [])]:
+    for note in notes:
         terminal.say(f"note       {note}")
     terminal.say(f"images     {len(images):,} of {', '.join(request['sources'])}")
     _fill(run, predictor, images, options, terminal)
@@ -285,6 +285,7 @@ def name_images(
         "unreadable": len(images) - shown.readable,
         "classes": shown.counts,
         "mean_confidence": shown.confidence_sum / shown.readable,
+        **({} if copies is None else {"copied_to": str(copies.target), "copies_are_links": copies.link}),
         **_confidence_summary(predictor, options, shown),
         "device": str(predictor.device),
         "run": str(run.path),
@@ -300,7 +301,7 @@ def _confidence_summary(predictor: Predictor, options: PredictOptions, shown: "A
     calibrated = predictor.calibrated
     assert calibrated is not None
     values: dict[str, Any] = {
-        "calibrated": calibrated.n > 0,
+        "calibrated": calibrated.fitted,
         "temperature": calibrated.temperature if len(predictor.models) == 1 else predictor.temperatures,
         "temperature_val_n": calibrated.n,
         "confidence_note": calibrated.note,

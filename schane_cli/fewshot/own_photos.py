@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from schane_cli.fewshot.classifiers import minus_distances
 
-STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.001)  # of ridge regression, in units of the squared length of a photo's embedding
+# The strengths of ridge regression by the classifier's name, in units of the squared length of a photo's embedding.
+RIDGES = {f"ridge regression (alpha {alpha:g})": alpha for alpha in (10.0, 1.0, 0.1, 0.01, 0.001)}
 FOLDS = 20  # beyond EXACT photos, in place of leaving out one at a time
 EXACT = 120
 
@@ -30,8 +31,8 @@ class Linear:
 class Judged:
     """A classifier chosen on all photos, and what to expect of it.
 
-    `right` (n,): whether each photo was named correctly by a classifier chosen and fitted without it, NaN where it
-    is the only one of its class, which nothing else can name. `held_out_logits` (n, C): of the chosen classifier,
+    `right` (n,): whether each photo was classified correctly by a classifier chosen and fitted without it, NaN where it
+    is the only one of its class, which nothing else can teach. `held_out_logits` (n, C): of the chosen classifier,
     each photo left out.
     """
 
@@ -78,10 +79,7 @@ def _folds(labels: torch.Tensor) -> list[torch.Tensor]:
 def _choose(rows: torch.Tensor, labels: torch.Tensor, n_classes: int) -> tuple[str, torch.Tensor]:
     """The candidate most often right when a photo is left out, the first of equals, and its left-out logits (n, C)."""
     candidates = {"nearest class mean": _centroid_left_out(rows, labels, n_classes)}
-    candidates |= {
-        f"ridge {strength:g}": logits
-        for strength, logits in zip(STRENGTHS, _ridge_left_out(rows, labels, n_classes), strict=True)
-    }
+    candidates |= dict(zip(RIDGES, _ridge_left_out(rows, labels, n_classes), strict=True))
     best = max(candidates, key=lambda name: int((candidates[name].argmax(1) == labels).sum()))
     return best, candidates[best]
 
@@ -93,11 +91,10 @@ def _fit(name: str, rows: torch.Tensor, labels: torch.Tensor, n_classes: int) ->
         means = (one_hot.T @ rows) / counts.clamp_min(1)[:, None]
         bias = torch.where(counts > 0, -means.square().sum(1), -torch.inf)
         return Linear(name, 2 * means.T, bias)
-    strength = float(name.removeprefix("ridge "))
     center, mean = rows.mean(0), 2 * one_hot.mean(0) - 1
     centred = rows - center
     gram = centred @ centred.T
-    gram.diagonal().add_(strength)
+    gram.diagonal().add_(RIDGES[name])
     weights = centred.T @ torch.linalg.solve(gram, 2 * one_hot - 1 - mean)
     return Linear(name, weights, mean - center @ weights)
 
@@ -123,7 +120,7 @@ def _ridge_left_out(rows: torch.Tensor, labels: torch.Tensor, n_classes: int) ->
     values, vectors = torch.linalg.eigh(centred @ centred.T)
     values = values.clamp_min(0)
     left_out = []
-    for strength in STRENGTHS:
+    for strength in RIDGES.values():
         hat = (vectors * (values / (values + strength))) @ vectors.T + 1 / n
         residual = (targets - hat @ targets) / (1 - hat.diagonal()).clamp_min(1e-12)[:, None]
         left_out.append(targets - residual)

@@ -290,7 +290,7 @@ _PREDICTIONS = (
         "support_accuracy",
         "accuracy on photos left out",
         "higher",
-        "Share of support photos that a classifier chosen and fitted without them names right.",
+        "Share of support photos that a classifier chosen and fitted without them classifies right.",
         interval=WILSON,
     ),
 )

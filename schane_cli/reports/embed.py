@@ -150,9 +150,9 @@ def lead(embedded: Embedded) -> str:
 def picture_note(embedded: Embedded) -> str:
     """How the points were placed."""
     return (
-        f"t-SNE with perplexity {embedded.options.perplexity:g} and seed {embedded.summary['seed']}, started from PCA, "
-        "on exact Euclidean neighbours in all dimensions (openTSNE, one thread); distances between far groups mean "
-        "nothing. A cross is a misclassified image. Neighbours are by cosine."
+        f"t-SNE with perplexity {embedded.summary['tsne_perplexity']:g} and seed {embedded.summary['seed']}, "
+        "started from PCA, on exact Euclidean neighbours in all dimensions (openTSNE, one thread); distances between "
+        "far groups mean nothing. A cross is a misclassified image. Neighbours are by cosine."
     )
 
 

@@ -65,7 +65,7 @@ def next_steps(run: Path) -> list[Command]:
     """The commands that people run after a training, the first one first."""
     name, embedded = quote(str(run)), quote(str(RunFolder(run).embedded.path))
     return [
-        Command(f"schane predict {name} FOLDER", "name new images"),
+        Command(f"schane predict {name} FOLDER", "classify new images"),
         Command(f"schane eval {name} --corruptions", "calibration, and accuracy on corrupted images"),
         Command(f"schane embed {name} --out {embedded}", "look at the embedding of every test image"),
         Command(f"schane review {name}", "find likely label errors and near-duplicates"),

@@ -27,7 +27,8 @@ def test_it_shows_the_very_views_that_training_draws() -> None:
 
 def test_the_command_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "views.png"
-    assert run_cli("augment", "digits", "--set", "augment.policy=rand-m9-inc1", "--out", out, "--json") == 0
+    wanted = ("--out", out.with_suffix(""), "--json")  # png where no suffix says otherwise
+    assert run_cli("augment", "digits", "--set", "augment.policy=rand-m9-inc1", *wanted) == 0
     assert json.loads(capsys.readouterr().out) == {"command": "augment", "picture": str(out)}
     with Image.open(out) as picture:
         assert min(picture.size) > 500

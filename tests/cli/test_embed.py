@@ -145,7 +145,10 @@ def test_two_checkpoints_share_one_page_with_paired_differences(pair: Done) -> N
         (["--dataset", "nothing"], "unknown dataset 'nothing'"),
         (["--perplexity", "200"], "choose --perplexity 119 or less"),
         (["--perplexity", "0.5"], "must be at least 1"),
-        (["--points", "60"], "t-SNE with perplexity 30 needs more than 90 images and digits test has 60"),
+        (
+            ["--points", "60", "--perplexity", "30"],
+            "more than 90 images and --points has 60; choose --perplexity 19",
+        ),
         (["--figures", "tiff"], "unknown figure format 'tiff'; allowed: pdf, svg"),
     ],
 )

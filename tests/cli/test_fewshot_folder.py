@@ -1,4 +1,4 @@
-"""`schane fewshot --support DIR --query DIR`: one's own few photos, named and judged."""
+"""`schane fewshot --support DIR --query DIR`: one's own few photos, classified and judged."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ BACKBONE = ["--backbone", "test_resnet", "--init", "random", "--set", "data.imag
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five zeros, four ones and a single two to learn from, and twelve digits to name."""
+    """Five zeros, four ones and a single two to learn from, and twelve digits to classify."""
     folder, digits = tmp_path_factory.mktemp("own"), load_digits()
     for name, count in {"0": 5, "1": 4, "2": 1}.items():
         for number, index in enumerate(np.flatnonzero(digits.target == int(name))[: count + 4]):
@@ -27,7 +27,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_photos_are_named_and_what_to_expect_is_said(photos: Path, tmp_path: Path, capsys) -> None:
+def test_photos_are_classified_and_what_to_expect_is_said(photos: Path, tmp_path: Path, capsys) -> None:
     out, copies = tmp_path / "out", tmp_path / "sorted"
     arguments = ("--support", photos / "support", "--query", photos / "query", *BACKBONE, "--out", out)
     assert run_cli("fewshot", *arguments, "--min-confidence", 0.5, "--copy-to", copies) == 0
@@ -39,12 +39,20 @@ def test_photos_are_named_and_what_to_expect_is_said(photos: Path, tmp_path: Pat
     assert set(table.most_likely.astype(str)) <= {"0", "1", "2"}
     assert ((table.confidence < 0.5) == (table.prediction == "unsure")).all()
     assert {path.parent.name for path in copies.rglob("*.png")} == set(table.prediction)
-    assert "calibrated on 9 support photos" in said
+    assert "the 9 support photos do not determine a calibration" in said
     assert "of the support," in said
     summary = json.loads((out / "summary.json").read_text())
     assert summary["support_counted"] == 9
     assert summary["support_accuracy_ci95"][0] < summary["support_accuracy"] <= summary["support_accuracy_ci95"][1]
-    assert (out / "report.html").is_file()
+    page = (out / "report.html").read_text()
+    assert "<h1>12 images classified by 10 photos of 3 classes</h1>" in page
+    assert "What to expect: accuracy on photos left out" in page
+    for shown in (said, page):
+        assert "(chance 33.33 %)" in shown
+        assert f"copies of 12 images in {copies}" in shown
+    learn = f"folder:{photos}/support --backbone test_resnet --init random --set data.image_size=32"
+    assert learn in page
+    assert "All 12 images." in page
 
 
 def test_the_support_alone_is_judged(photos: Path, tmp_path: Path, capsys) -> None:

@@ -79,7 +79,7 @@ def test_a_folder_gets_tables_a_page_and_a_list_of_what_cannot_be_read(
     assert unreadable.error.str.contains("cannot be read").all()
     page = (out / "report.html").read_text()
     assert page.count("<figure data-text") == 30
-    assert "<h1>30 images named</h1>" in page  # those that could be read
+    assert "<h1>30 images classified</h1>" in page  # those that could be read
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
@@ -109,6 +109,22 @@ def test_one_file_as_json_is_answered_without_a_run_folder(trained: Path, photos
     assert not (photos.parent / "results").exists()
 
 
+def test_a_few_images_have_a_line_each_with_their_own_confidence(
+    trained: Path, photos: Path, tmp_path: Path, capsys
+) -> None:
+    arguments = (photos / "first" / "01.png", photos / "first" / "03.png", "--copy-to", tmp_path / "sorted", *CPU)
+    assert run_cli("predict", trained, *arguments, "--out", tmp_path / "o") == 0
+    said, page = capsys.readouterr().out, (tmp_path / "o" / "report.html").read_text()
+    table = pd.read_csv(tmp_path / "o" / "predictions.csv")
+    for path, confidence in zip(table.path, table.confidence, strict=True):
+        (line,) = [line for line in said.splitlines() if line.startswith("│") and Path(path).name in line]
+        assert f"{100 * confidence:.2f} %" in line
+        assert f"{100 * confidence:.2f}\u00a0%<br>" in page
+    assert f"copies of 2 images in {tmp_path}/sorted" in said.replace("\n", " ")
+    assert "--copy-to sorted/" not in page  # it was just used
+    assert "--min-confidence" in page
+
+
 def test_images_below_the_confidence_are_unsure_and_the_share_of_val_is_said(
     trained: Path, photos: Path, tmp_path: Path, capsys
 ) -> None:
@@ -119,7 +135,7 @@ def test_images_below_the_confidence_are_unsure_and_the_share_of_val_is_said(
     assert ((table.confidence < 0.12) == (table.prediction == "unsure")).all()
     assert (table.most_likely != "unsure").all()
     said = capsys.readouterr().out.replace("\n", " ")
-    assert "would be named" in said
+    assert "would be classified" in said
     assert "of n =" in said
     copied = [path for path in copies.rglob("*") if path.is_file()]
     assert len(copied) == 30  # both folders' 00.png are there, named by their folders
@@ -243,7 +259,7 @@ def test_what_cannot_be_done_is_one_sentence_before_any_work(
     (tmp_path / "full" / "x").write_text("")
     (tmp_path / "table.csv").write_text("file\na.png\n")
     cases = [
-        ([trained], "no images to name"),
+        ([trained], "no images to classify"),
         ([], "takes RUN and IMAGES, or --resume FOLDER alone"),
         ([trained, tmp_path / "none"], "no pictures in"),
         ([trained, tmp_path / "nowhere"], "does not exist"),

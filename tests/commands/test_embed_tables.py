@@ -76,7 +76,7 @@ def _with(column: str, row: int, value: object) -> pd.DataFrame:
         (_with("vector", 5, [0.0] * 5), "of 1 image (i5) is zero"),
         (small().assign(class_name="cat"), "images of one class"),
         (small().assign(vector="text"), "the vectors are not of one length"),
-        (small(), "t-SNE with perplexity 30 needs more than 90 images"),
+        (small(3).assign(class_name=["cat", "cat", "dog"]), "t-SNE with perplexity 1 needs more than 3 images"),
     ],
 )
 def test_a_table_of_another_shape_is_one_sentence(tmp_path: Path, table: pd.DataFrame, said: str, capsys) -> None:
@@ -86,6 +86,13 @@ def test_a_table_of_another_shape_is_one_sentence(tmp_path: Path, table: pd.Data
     assert said in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "e").exists()
+
+
+def test_few_images_lower_the_default_perplexity_and_a_note_says_so(tmp_path: Path, capsys) -> None:
+    small().to_parquet(tmp_path / "t.parquet")
+    assert run_cli("embed", tmp_path / "t.parquet", "--out", tmp_path / "e") == 0
+    assert "note       t-SNE with perplexity 3, the largest that 12 images allow" in capsys.readouterr().out
+    assert json.loads((tmp_path / "e" / "summary.json").read_text())["tsne_perplexity"] == 3
 
 
 def test_what_does_not_go_with_a_table_is_refused(embedded: Path, tmp_path: Path, capsys) -> None:

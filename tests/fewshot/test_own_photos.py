@@ -16,14 +16,14 @@ def _photos(counts: list[int], spread: float, d: int = 16) -> tuple[torch.Tensor
     return means[labels] + spread * torch.randn(len(labels), d, generator=generator), labels
 
 
-@pytest.mark.parametrize("name", ["nearest class mean", "ridge 1", "ridge 0.01"])
+@pytest.mark.parametrize("name", ["nearest class mean", "ridge regression (alpha 1)", "ridge regression (alpha 0.01)"])
 def test_left_out_logits_are_those_of_a_classifier_fitted_without_the_photo(name: str) -> None:
     embedding, labels = _photos([5, 3, 2], 0.8)
     rows = F.normalize(embedding.double(), dim=1)
     if name == "nearest class mean":
         ours = own_photos._centroid_left_out(rows, labels, 3)
     else:
-        strength = own_photos.STRENGTHS.index(float(name.split()[1]))
+        strength = list(own_photos.RIDGES).index(name)
         ours = own_photos._ridge_left_out(rows, labels, 3)[strength]
     for i in range(len(labels)):
         kept = torch.arange(len(labels)) != i
