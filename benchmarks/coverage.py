@@ -27,6 +27,7 @@ from schane_cli.metrics.intervals import (
     Estimate,
     accuracy_interval,
     mean_accuracy_interval,
+    paired_accuracies,
     paired_comparison,
     t_interval,
 )
@@ -194,6 +195,23 @@ def seeds(draws: int) -> Iterator[Row]:
         yield row("paired difference", f"{m} seeds", [Estimate(p.difference, p.ci95, p.n) for p in pairs], 0.01)
 
 
+def same_images(draws: int) -> Iterator[Row]:
+    """Differences of two accuracies over the same images, of which each model alone has a share right."""
+    rng = np.random.default_rng(0)
+    for n, gained, lost in (
+        (30, 0.1, 0.05),
+        (100, 0.02, 0.01),
+        (100, 0.25, 0.25),
+        (360, 0.05, 0.02),
+        (1000, 0.01, 0.0),
+    ):
+        chance = rng.random((10 * draws, n))
+        alone = [(one < lost, (one >= lost) & (one < lost + gained)) for one in chance]
+        pairs = [paired_accuracies(a, b) for a, b in alone]
+        estimates = [Estimate(p.difference, p.ci95, p.n) for p in pairs]
+        yield row("paired difference", f"{n} images, {gained:.0%} and {lost:.0%} alone", estimates, gained - lost)
+
+
 def vectors_of(n: int, classes: int, apart: float, rng: np.random.Generator) -> tuple[Floats, NDArray[np.integer]]:
     """Embeddings (n, 16) around class means that are `apart` from one another, of unequal variance."""
     means = np.random.default_rng(7).normal(size=(classes, 16)) * apart
@@ -231,6 +249,7 @@ PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
     "corruptions": corruptions,
     "fewshot": few_shots,
     "seeds": seeds,
+    "same_images": same_images,
     "embedding": embeddings,
 }
 

@@ -16,18 +16,28 @@ from schane_cli.metrics.intervals import (
     PairedComparison,
     effect_size,
     holm_where_tested,
+    paired_accuracies,
     paired_comparison,
     t_interval,
 )
 from schane_cli.metrics.registry import WILSON, Metric, find_metric
 from schane_cli.metrics.registry import metric as registered
 from schane_cli.run import RunFolder, plain
+from schane_cli.spreadsheets import read_csv
 
 # Keys that say where and how a run was computed, not what it computed.
 INDIFFERENT = {
     "seed", "device", "data.root", "data.workers", "train.trackers", "train.chunk_size", "train.compile",
     "train.sharding", "train.keep_epochs", "train.checkpoint_activations",
 }  # fmt: skip
+# What the differences of one seed each are about; None: there are none.
+ONE_SEED_NOTES = {
+    "episodes": "One seed per group: the differences are paired by the saved episodes and are about these checkpoints "
+    "only.",
+    "images": "One seed per group: the differences are paired by test image (McNemar's exact test, Tango's interval) "
+    "and are about these checkpoints only, not about training again: that takes several seeds (--seeds 0-4).",
+    None: "one seed each: nothing says how sure the difference is; train several (--seeds 0-4)",
+}
 TRAIN_SET = ("data.dataset", "data.train_per_class", "data.train_on")
 
 
@@ -66,7 +76,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much a group differs from the baseline over the same seeds (or episodes).
+    """By how much a group differs from the baseline over the same seeds (or episodes, or images).
 
     `p_adjusted` is Holm's over the comparisons of the block; `effect_size` is the mean difference over the standard
     deviation of the differences, with Hedges' correction for few pairs (Hedges' g of paired values).
@@ -279,7 +289,7 @@ def blocks_as_json(blocks: Sequence[Block]) -> list[dict[str, Any]]:
 
 
 def read_blocks(content: Iterable[Mapping[str, Any]]) -> list[Block]:
-    """The blocks that blocks_as_json wrote; only a comparison by episodes reads them from the runs' folders again."""
+    """The blocks that blocks_as_json wrote; only one by episodes or images reads the runs' folders again."""
     blocks = []
     for one in content:
         runs = [Run(**{**run, "values": _without_none(run["values"])}) for run in one["runs"]]
@@ -307,6 +317,8 @@ def _block(members: Sequence[Run], metric: str, baseline: str | None, common: bo
     first = _baseline(groups, baseline)
     others = [group for group in groups if group is not first]
     differences = _differences(first, others, metric, seeds)
+    if len(seeds) == 1 and others:
+        notes.append(ONE_SEED_NOTES[differences[0].unit if differences else None])
     sign = -1 if registered(metric).direction == "lower" else 1
     ordered = sorted(groups, key=lambda group: -sign * float(np.mean(group.values(metric, seeds))))
     return Block(title, metric, tuple(seeds), tuple(ordered), tuple(differences), tuple(notes))
@@ -377,7 +389,7 @@ def _baseline(groups: Sequence[Group], name: str | None) -> Group:
 
 
 def _differences(first: Group, others: Sequence[Group], metric: str, seeds: Sequence[int]) -> list[Difference]:
-    """Each group against the first: over seeds, or over the episodes where each is one few-shot run."""
+    """Each group against the first: over seeds, or over episodes or test images where each is one run."""
     if len(seeds) > 1:
         before = first.values(metric, seeds)
         step = _resolution(first.runs[seeds[0]], metric)
@@ -388,6 +400,9 @@ def _differences(first: Group, others: Sequence[Group], metric: str, seeds: Sequ
         pairs = [paired_comparison(scores[first.label], scores[group.label]) for group in others]
         unit = "episodes"
         changes = [scores[group.label] - scores[first.label] for group in others]
+    elif right := _right_by_image([group.runs[seeds[0]] for group in [first, *others]], metric):
+        pairs, unit = [paired_accuracies(right[0], one) for one in right[1:]], "images"
+        changes = [one.astype(float) - right[0] for one in right[1:]]
     else:
         return []
     adjusted = holm_where_tested([pair.p_value for pair in pairs])
@@ -413,6 +428,21 @@ def _episode_accuracies(run: Run, metric: str) -> np.ndarray:
     )
     chosen = frame[(frame["shots"] == int(shots)) & (frame["classifier"] == classifier)]
     return chosen.sort_values("episode")["accuracy"].to_numpy()
+
+
+def _right_by_image(runs: Sequence[Run], metric: str) -> list[np.ndarray]:
+    """Which test images each run has right, in one order; empty where the runs' tables do not show their accuracy."""
+    files = [RunFolder(Path(run.path)).predictions_table for run in runs]
+    if metric != "test_accuracy" or not all(file.is_file() for file in files):
+        return []
+    try:
+        tables = [read_csv(file, usecols=["id", "label", "prediction"], dtype=str) for file in files]
+    except BadRequest:  # edited, or of another program
+        return []
+    right = [(table["label"] == table["prediction"]).to_numpy() for table in tables]
+    same_images = all(table[["id", "label"]].equals(tables[0][["id", "label"]]) for table in tables)
+    complete = all(np.isclose(one.mean(), run.values[metric]) for one, run in zip(right, runs, strict=True) if len(one))
+    return right if same_images and complete and len(right[0]) else []
 
 
 def _resolution(run: Run, metric: str) -> float:

@@ -25,13 +25,13 @@ from schane_cli.run import RunFolder, escape_markdown, one_line, read_json, writ
 from schane_cli.spreadsheets import write_csv
 from schane_cli.terminal import Terminal, figures_table
 
-NOTE = (
-    "Means over seeds with the 95 % interval of Student's t; differences are paired by seed, p is Holm's over the "
-    "comparisons of a table, g the effect size (mean over standard deviation of the paired differences, Hedges). All "
-    "runs of a table are scored on the same images, so the intervals are about training, not about other test images."
+SEEDS_NOTE = (
+    "Means over seeds with the 95 % interval of Student's t; differences are paired by seed. All runs of a table are "
+    "scored on the same images, so the intervals are about training, not about other test images."
 )
-EPISODE_NOTE = (
-    "One seed per group: the differences are paired by the saved episodes and are about these checkpoints only."
+COLUMNS_NOTE = (
+    "p is Holm's over the comparisons of a table, g the effect size (mean over standard deviation of the paired "
+    "differences, Hedges)."
 )
 COLUMNS = ("group", "{metric}", "difference", "p", "g")
 _LATEX = {
@@ -72,7 +72,7 @@ def write_comparison(
         "compare",
         title=title,
         overview=overview,
-        notes=[*notes, NOTE],
+        notes=[*notes, *_general_notes(blocks)],
         blocks=[block_context(block) for block in blocks],
     )
     for block in blocks:
@@ -96,12 +96,18 @@ def compare_report(folder: Path, terminal: Terminal) -> None:
     write_comparison(read_blocks(content["blocks"]), content["notes"], RunFolder(folder), terminal)
 
 
+def _general_notes(blocks: Sequence[Block]) -> list[str]:
+    """What the numbers and the columns are; a block of one seed has a note of its own on its numbers."""
+    notes = [SEEDS_NOTE] if any(len(block.seeds) > 1 for block in blocks) else []
+    return [*notes, COLUMNS_NOTE] if any(block.differences for block in blocks) else notes
+
+
 def show(block: Block, terminal: Terminal) -> None:
     """A block's table and sentences."""
     terminal.table(figures_table(heading(block), rows(block), columns(block)))
     for difference in block.differences:
         terminal.say(difference.sentence)
-    for note in (*block.notes, *([EPISODE_NOTE] if _by_episode(block) else [])):
+    for note in block.notes:
         terminal.say(note)
 
 
@@ -142,10 +148,6 @@ def plus_minus(block: Block, group: Group, name: str) -> str:
     return registered(name).plus_minus(estimate.value, estimate.ci95)
 
 
-def _by_episode(block: Block) -> bool:
-    return any(difference.unit == "episodes" for difference in block.differences)
-
-
 def detail(block: Block) -> tuple[list[str], list[list[str]]]:
     """Every metric that all runs share, costs last: (columns, rows)."""
     names = shared_metrics(run for group in block.groups for run in group.runs.values())
@@ -183,9 +185,10 @@ def markdown(blocks: Sequence[Block]) -> str:
         head = columns(block)
         lines = [f"### {escape_markdown(heading(block))}", "", _md(head), _md(["---", *["---:"] * (len(head) - 1)])]
         lines += [_md(row) for row in rows(block)]
-        lines += ["", *(f"- {escape_markdown(difference.sentence)}" for difference in block.differences)]
+        remarks = [*(difference.sentence for difference in block.differences), *block.notes]
+        lines += ["", *(f"- {escape_markdown(remark)}" for remark in remarks)]
         parts.append("\n".join(lines).rstrip())
-    return "\n\n".join([*parts, NOTE]) + "\n"
+    return "\n\n".join([*parts, *_general_notes(blocks)]) + "\n"
 
 
 def _md(cells: Sequence[str]) -> str:

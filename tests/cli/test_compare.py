@@ -139,10 +139,38 @@ def test_a_run_whose_metric_is_not_a_number_is_named() -> None:
         block(runs)
 
 
-def test_one_seed_has_no_interval_and_no_verdict() -> None:
+def test_one_seed_without_the_images_has_no_interval_and_says_so() -> None:
     compared = block(made("ce", CE[:1]) + made("schane", OURS[:1]))
     assert compared.differences == ()
     assert rows(compared)[0][:2] == ("schane", "53.00")
+    assert compared.notes == ("one seed each: nothing says how sure the difference is; train several (--seeds 0-4)",)
+    assert "nothing says how sure" in markdown([compared])
+    assert "Means over seeds" not in markdown([compared])
+
+
+def _with_predictions(folder: Path, loss: str, wrong: set[int], first_id: int = 0) -> list:
+    """One run over 100 images, whose table says which are wrong."""
+    ids = [f"image{number}" for number in range(first_id, first_id + 100)]
+    table = {"id": ids, "label": "01", "prediction": ["1" if number in wrong else "01" for number in range(100)]}
+    (folder / loss).mkdir(parents=True)
+    pd.DataFrame(table).to_csv(folder / loss / "predictions.csv", index=False)
+    (run,) = made(loss, np.array([1 - len(wrong) / 100]))
+    return [replace(run, path=str(folder / loss))]
+
+
+def test_one_seed_each_is_compared_image_by_image(tmp_path: Path) -> None:
+    ce = _with_predictions(tmp_path, "ce", set(range(20)))
+    compared = block(ce + _with_predictions(tmp_path, "schane", {0, 1, 2, 3, 50}))
+    (difference,) = compared.differences
+    assert (difference.unit, difference.pair.n) == ("images", 100)
+    assert difference.pair.p_value == pytest.approx(stats.binomtest(1, 17).pvalue)
+    assert difference.pair.ci95 == pytest.approx((0.08087, 0.23617), abs=1e-4)
+    assert difference.sentence.startswith("schane is better than ce: +15.00 points of test top-1 accuracy")
+    assert "paired over 100 images, p = 0.00027" in difference.sentence
+    assert "these checkpoints only, not about training again" in compared.notes[0]
+    assert not block(ce + _with_predictions(tmp_path, "simclr", {0}, first_id=7)).differences, "other images"
+    stale = [replace(ce[0], values={"test_accuracy": 0.9})]
+    assert not block(stale + _with_predictions(tmp_path, "easy", {0})).differences, "a table of another accuracy"
 
 
 def test_tables_in_markdown_and_latex_hold_the_same_cells() -> None:

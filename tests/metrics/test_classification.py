@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import optimize, stats
 from scipy.stats import norm, t
 from sklearn.metrics import (
     accuracy_score,
@@ -17,7 +17,7 @@ from sklearn.metrics import (
 
 from schane_cli.metrics import classification as metrics
 from schane_cli.metrics import intervals, ood
-from schane_cli.metrics.intervals import mean_accuracy_interval, skewed_mean_interval, wilson
+from schane_cli.metrics.intervals import mean_accuracy_interval, paired_accuracies, skewed_mean_interval, wilson
 from schane_cli.metrics.resampling import jackknife
 
 
@@ -340,3 +340,31 @@ def test_a_model_that_calls_everything_by_one_class_has_a_balanced_accuracy_with
     assert perfect.balanced_accuracy.ci95 == pytest.approx((wilson(1.0, 80)[0], 1.0))
     assert perfect.macro_f1.ci95[1] == pytest.approx(1.0)
     assert perfect.macro_f1.ci95[0] < 0.96
+
+
+def test_the_interval_of_two_accuracies_on_the_same_images_ends_where_the_score_is_1_96() -> None:
+    gained, lost, n = 16, 3, 100
+    second, first = np.arange(n) < gained, (np.arange(n) >= gained) & (np.arange(n) < gained + lost)
+    compared = paired_accuracies(first, second)
+    assert (compared.difference, compared.n) == (0.13, n)
+    assert compared.p_value == pytest.approx(stats.binomtest(gained, gained + lost).pvalue)
+    for d in compared.ci95 or ():
+
+        def surprise(share: float, d: float = d) -> float:
+            shares = [share + d, share, 1 - 2 * share - d]
+            return -float(stats.multinomial.logpmf([gained, lost, n - gained - lost], n, shares))
+
+        bounds = (max(0.0, -d) + 1e-9, (1 - d) / 2 - 1e-9)
+        share = optimize.minimize_scalar(surprise, bounds=bounds, method="bounded", options={"xatol": 1e-10}).x
+        variance = n * (2 * share + d - d**2)
+        assert abs(gained - lost - n * d) / np.sqrt(variance) == pytest.approx(1.959964, abs=1e-4)
+
+
+def test_two_models_that_are_right_on_the_same_images_are_not_known_to_be_equal() -> None:
+    right = np.arange(44) % 2 == 0
+    compared = paired_accuracies(right, right)
+    assert (compared.difference, compared.p_value) == (0.0, 1.0)
+    assert compared.ci95 == pytest.approx((-wilson(0, 44)[1], wilson(0, 44)[1]))
+    assert paired_accuracies(np.zeros(5), np.ones(5)).ci95[1] == 1
+    with pytest.raises(ValueError, match="the same images"):
+        paired_accuracies(right, right[:3])

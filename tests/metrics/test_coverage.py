@@ -8,7 +8,7 @@ import pytest
 from schane_cli.metrics.registry import METRICS
 
 TABLE = Path(__file__).parents[2] / "results" / "benchmarks" / "coverage.md"
-OF_NO_METRIC = {"mean over seeds", "paired difference"}  # intervals of any metric, over seeds
+OF_NO_METRIC = {"mean over seeds", "paired difference"}  # intervals of any metric, over seeds or images
 
 
 def rows() -> list[tuple[str, int, float, float]]:
