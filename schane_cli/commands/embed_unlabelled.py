@@ -21,7 +21,7 @@ from schane_cli.run import RunFolder, new_run_path, plain
 from schane_cli.spreadsheets import write_csv
 from schane_cli.terminal import Terminal
 
-FEWEST = 4
+FEWEST = 4  # images that a map needs
 SHOWN = 200  # pairs of near-duplicates and outliers on the page
 SEED = 0
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from schane_cli.commands.embed_unlabelled import FEWEST
 from schane_cli.commands.fewshot_folder import expected_accuracy
 from schane_cli.metrics.registry import METRICS, PLAIN_SHARE, metric, summary_text
 from schane_cli.recipe import resolve_recipe
@@ -115,6 +116,8 @@ def next_steps(summary: dict[str, Any], folder: RunFolder) -> list[Command]:
     if "min_confidence" not in summary:
         purpose = f"unsure below a confidence of {METRICS['confidence'].text(0.9)}"
         steps.append(Command(f"schane predict {runs} {sources} --min-confidence 0.9", purpose))
+    if _readable(summary) < FEWEST:
+        return steps
     images = shlex.join(part for source in summary["sources"] for part in ("--images", source))
     embed = f"schane embed {shlex.quote(summary['checkpoints'][0])} {images}"
     return [*steps, Command(embed, "the same images as a map, with duplicates and outliers")]

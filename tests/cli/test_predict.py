@@ -122,7 +122,8 @@ def test_a_few_images_have_a_line_each_with_their_own_confidence(
         assert f"{100 * confidence:.2f}\u00a0%<br>" in page
     assert f"copies of 2 images in {tmp_path}/sorted" in said.replace("\n", " ")
     assert "--copy-to sorted/" not in page  # it was just used
-    assert "--min-confidence" in page
+    assert "--min-confidence 0.9" in page
+    assert "schane embed" not in page  # needs four images
 
 
 def test_images_below_the_confidence_are_unsure_and_the_share_of_val_is_said(

@@ -11,7 +11,7 @@ function filter() {
   }
   for (const group of document.querySelectorAll('.group'))
     group.hidden = !group.querySelector('figure:not([hidden])')
-  document.getElementById('shown').textContent = `${count} of ${tiles.length} images`
+  document.getElementById('shown').textContent = `${count} of ${tiles.length} image${tiles.length === 1 ? '' : 's'}`
 }
 
 search.addEventListener('input', filter)
