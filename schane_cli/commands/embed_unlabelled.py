@@ -50,7 +50,11 @@ def embed_unlabelled(
     vectors, table, broken = _embedded(images, predictor, terminal)
     if len(vectors) < FEWEST:
         raise BadRequest(f"{len(vectors)} of the {len(images)} images can be read; a map needs {FEWEST} or more")
-    used_perplexity = min(perplexity or PERPLEXITY, max(1.0, (len(vectors) - 1) / 3 - 1e-9))
+    wanted = perplexity or PERPLEXITY
+    used_perplexity = min(wanted, (len(vectors) - 1) // 3)
+    if projection == "tsne" and used_perplexity < wanted:
+        notes = [*notes, f"t-SNE with perplexity {used_perplexity}, the largest that {len(vectors)} images allow"]
+        terminal.say(f"note       {notes[-1]}")
     with terminal.task("near-duplicates, outliers and map", 3, "step") as task:
         near = neighbourhood(vectors, np.array([row["hash"] for row in table], dtype=np.uint64))
         far = outliers(near.outlier_score)

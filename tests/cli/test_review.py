@@ -127,8 +127,11 @@ def test_images_without_labels_get_a_map_and_no_class_metrics(
     trained: Path, digits: Path, tmp_path: Path, capsys
 ) -> None:
     out = tmp_path / "out"
-    assert run_cli("embed", trained, "--images", digits, "--out", out, "--device", "cpu") == 0
-    assert "without labels, so no metric compares classes" in capsys.readouterr().out.replace("\n", " ")
+    wanted = ("--perplexity", 50, "--out", out, "--device", "cpu")
+    assert run_cli("embed", trained, "--images", digits, *wanted) == 0
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "without labels, so no metric compares classes" in said
+    assert "t-SNE with perplexity 40, the largest that 121 images allow" in said
     table, points = pd.read_parquet(out / "embeddings.parquet"), read_csv(out / "points.csv")
     assert len(table) == len(points) == 121
     assert table.embedding.map(len).nunique() == 1
