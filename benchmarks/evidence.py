@@ -95,8 +95,8 @@ def read_trials(name: str) -> list[Trial]:
 
 
 def mean_value(runs: Sequence[Run], name: str) -> float:
-    """A metric's mean over runs; 0 where one of them does not have it."""
-    return float(np.mean([run.values.get(name, 0.0) for run in runs]))
+    """A metric's mean over runs, rounded so that equal counts tie; 0 where one of them does not have it."""
+    return round(float(np.mean([run.values.get(name, 0.0) for run in runs])), 12)
 
 
 def best_trials(trials: Iterable[Trial]) -> dict[str, Trial]:

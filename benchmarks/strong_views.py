@@ -86,9 +86,9 @@ def columns(name: str) -> dict[str, list[Run]]:
     """`ce light`, `schane light averaged` and so on: their runs."""
     sets = {"": f"strong-views-{name}", " averaged": f"strong-views-{name}-averaged"}
     return {
-        f"{runs[0].recipe['loss.name']} {'strong' if runs[0].recipe['augment.policy'] else 'light'}{suffix}": runs
+        f"{folder.replace('-', ' ')}{suffix}": runs
         for suffix, study in sets.items()
-        for runs in arms_of(study).values()
+        for folder, runs in arms_of(study).items()
     }
 
 

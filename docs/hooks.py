@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -64,6 +64,8 @@ def _section(title: str, section: type[BaseModel], prefix: str) -> Iterator[str]
 
 
 def _type(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type(get_args(annotation)[0])
     if get_origin(annotation) is UnionType:
         return " or ".join(_type(part) for part in get_args(annotation))
     if get_origin(annotation) is tuple:

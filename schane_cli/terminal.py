@@ -115,8 +115,13 @@ class Terminal:
         return inner
 
     def say(self, text: str, style: str = "") -> None:
-        """One line; neither markup nor control characters in text from outside act."""
-        self.console.print(visible(text), style=style, markup=False)
+        """One line; neither markup nor control characters in text from outside act.
+
+        One with a long path is left to the terminal to wrap, so that the path is whole when it is copied.
+        """
+        shown = visible(text)
+        long = any(len(word) > self.console.width // 3 for word in shown.split())
+        self.console.print(shown, style=style, markup=False, soft_wrap=long or None)
 
     def table(self, table: Table) -> None:
         """A table, at most 80 columns."""

@@ -110,6 +110,7 @@ def test_the_references_on_the_site_name_every_command_key_and_metric() -> None:
     )
     assert all(f"| `{key}` |" in pages["recipe"] for key in known_keys())
     assert all(f"`{name}`" in pages["metrics"] for name in METRICS)
+    assert not re.search(r"<class|Gt\(|Le\(|metadata", pages["recipe"])
 
 
 def test_every_page_of_the_site_is_in_its_navigation() -> None:

@@ -81,6 +81,16 @@ def test_text_from_outside_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\\u202e" in out
 
 
+def test_a_long_path_stays_whole_and_prose_breaks_between_words(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    path = f"/results/{'a-long-name/' * 8}report.html"
+    Terminal().say(f"report: {path}")
+    assert capsys.readouterr().out == f"report: {path}\n"
+    Terminal().say("word " * 30)
+    assert [len(line) <= 80 for line in capsys.readouterr().out.splitlines()] == [True, True]
+
+
 def test_a_name_for_one_line_has_no_line_break() -> None:
     assert visible("a\r\nb\tc", newline=True) == "a b c"
     assert visible("a\nb") == "a\nb"

@@ -1,6 +1,7 @@
 """The model card of an export: README.md with data, recipe, results with their n and intervals, and how to load it."""
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -22,6 +23,7 @@ def model_card(loaded: Loaded) -> str:
     """The card of a checkpoint as Markdown with the hub's header."""
     name = architecture(loaded.model)
     header = {"library_name": "timm", "tags": ["image-classification", "timm", "transformers", "schane"]}
+    changes = differences(Recipe(), _public(loaded.recipe), label="default")
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
@@ -37,7 +39,10 @@ def model_card(loaded: Loaded) -> str:
             _USE,
             "\n## Recipe\n",
             "What differs from schane's defaults:\n",
-            *(f"- {_as_code(line)}" for line in differences(Recipe(), loaded.recipe, label="default") or ["nothing"]),
+            *(
+                f"- {_as_code(line)}"
+                for line in differences(Recipe(), _public(loaded.recipe), label="default") or ["nothing"]
+            ),
             "",
         ]
     )
@@ -56,6 +61,17 @@ classify = pipeline("image-classification", "FOLDER")
 def _dataset(loaded: Loaded) -> str:
     """A dataset by name, or the last part of a folder's: the path concerns only its author."""
     return escape_markdown(loaded.recipe.data.dataset.rstrip("/").rpartition("/")[2])
+
+
+def _public(recipe: Recipe) -> Recipe:
+    """The recipe with files and folders by the last part of their paths, which concern only its author."""
+    values = {key: value for key in ("data.dataset", "data.root", "model.weights") if (value := recipe.flat()[key])}
+    return recipe.with_values({key: _last_part(value) for key, value in values.items()})
+
+
+def _last_part(value: str) -> str:
+    kind, colon, place = value.rpartition(":")
+    return f"{kind}{colon}{PurePath(place).name}" if PurePath(place).is_absolute() else value
 
 
 def _as_code(text: str) -> str:

@@ -136,6 +136,18 @@ def test_names_from_outside_are_text_in_the_model_card(tmp_path: Path) -> None:
     assert "\n# title" not in card
 
 
+def test_the_model_card_names_no_folder_of_its_author(tmp_path: Path) -> None:
+    weights, photos = tmp_path / "weights.pt", f"folder:{tmp_path / 'photos'}"
+    content = read_checkpoint(path := _checkpoint(tmp_path, "test_resnet"))
+    recipe = build_recipe(content["recipe"], {"model.weights": str(weights), "data.dataset": photos})
+    save_whole(content | {"recipe": recipe.model_dump(mode="json")}, path)
+    export(path, format="timm", out=tmp_path / "out", terminal=QUIET)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`model.weights weights.pt (default: pretrained)`" in card
+    assert "`data.dataset folder:photos (default: digits)`" in card
+    assert str(tmp_path) not in card
+
+
 def test_the_model_card_of_a_checkpoint_alone_says_that_nothing_was_stored(tmp_path: Path) -> None:
     export(_checkpoint(tmp_path, "test_resnet"), format="timm", out=tmp_path / "out", terminal=QUIET)
     assert "None were stored beside the checkpoint." in (tmp_path / "out" / "README.md").read_text()
