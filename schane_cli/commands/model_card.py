@@ -39,10 +39,7 @@ def model_card(loaded: Loaded) -> str:
             _USE,
             "\n## Recipe\n",
             "What differs from schane's defaults:\n",
-            *(
-                f"- {_as_code(line)}"
-                for line in differences(Recipe(), _public(loaded.recipe), label="default") or ["nothing"]
-            ),
+            *(f"- {_as_code(line)}" for line in changes or ["nothing"]),
             "",
         ]
     )
