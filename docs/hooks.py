@@ -94,7 +94,7 @@ def _metric(metric: Metric) -> Iterator[str]:
     facts = {
         "Key": f"`{metric.name}`",
         "Range": _range(metric),
-        "Better": {"higher": "higher", "lower": "lower", "none": "neither way"}[metric.direction],
+        "Better": {"higher": "higher", "lower": "lower", "none": "no direction"}[metric.direction],
         "Interval": metric.interval or metric.no_interval,
         "Source": metric.source,
         "Choices": metric.choices,

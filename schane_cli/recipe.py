@@ -72,7 +72,7 @@ class AugmentRecipe(_Section):
     """Random views of a training image (torchvision v2). The defaults are the SCHaNe release's."""
 
     views: int = Field(2, ge=1, le=64, description="independent random views of each image")
-    crop_scale: tuple[Share, Share] = Field((0.2, 1.0), description="area of the random resized crop, as a share")
+    crop_scale: tuple[Share, Share] = Field((0.2, 1.0), description="share of the image that a random crop takes")
     crop_ratio: tuple[Ratio, Ratio] = Field((0.75, 4 / 3), description="aspect ratio of the crop")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     rotation: float = Field(0.0, ge=0, le=180, description="largest rotation either way, degrees")
@@ -168,7 +168,7 @@ class LossRecipe(_Section):
     args: dict[str, Any] = Field({}, description="further arguments for the loss of an installed package")
     contrastive_weight: float = Field(0.9, ge=0, lt=1, description="lambda, the share of the contrastive term")
     temperature: float = Field(0.5, gt=0, le=1000, description="tau, divides the cosine similarity")
-    hardness: float = Field(1.0, ge=0, le=1000, description="beta, the weight of hard negatives; 0 weighs all equally")
+    hardness: float = Field(1.0, ge=0, le=1000, description="beta, the weight of hard negatives; 0 weights all equally")
     positives: Literal["mean", "sum"] = Field("mean", description="mean (the release) or sum (CLCE's equation)")
     stop_gradient: bool = Field(False, description="no gradient through the hardness weights")
     contrastive_pool: Literal["global", "local"] = Field(

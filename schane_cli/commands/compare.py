@@ -331,7 +331,9 @@ def _same_data(members: Sequence[Run], metric: str) -> None:
         for run in members:
             if run.identity.get(name) != first.identity.get(name):
                 what = "episodes" if name.startswith("episodes") else f"{name.removesuffix('_sha256')} images"
-                raise BadRequest(f"{run.path} and {first.path} have other {what}: their {metric} cannot be compared")
+                raise BadRequest(
+                    f"{run.path} and {first.path} have different {what}: their {metric} cannot be compared"
+                )
 
 
 def _groups(members: Sequence[Run]) -> list[Group]:

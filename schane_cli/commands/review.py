@@ -119,7 +119,7 @@ def seen_note(loaded: Loaded, split: str) -> list[str]:
     """A caution where the embedding was trained on the labels that it is to judge."""
     if not loaded.progress.get("step") or split not in {"train", "all"}:
         return []
-    return ["the backbone was fine-tuned on the train labels and may repeat their errors; few epochs find more of them"]
+    return ["the backbone saw the train labels and may repeat their errors; a run of fewer epochs finds more of them"]
 
 
 def look_for(vectors: Floats, images: ImageSet, splits: list[str], terminal: Terminal) -> Reviewed:

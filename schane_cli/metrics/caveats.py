@@ -29,7 +29,7 @@ CAVEATS = {
         "On few images it can be 0 because the noise is larger than the gap. Errors of opposite sign still cancel "
         "within a bin."
     ),
-    "ece_calibrated": "It is no result of the model: it says what ECE chance alone would give.",
+    "ece_calibrated": "It says nothing of the model: it is the ECE that chance alone would give.",
     "nll": (
         "One confident mistake can outweigh a hundred right answers, so the more accurate model may have the higher "
         "NLL. Temperature scaling lowers it without changing a single prediction."

@@ -120,7 +120,7 @@ def class_means(logits: Any, labels: Any) -> ClassMeans:
 
 
 def _balanced_accuracy(counts: Ints) -> Estimate:
-    """Of a confusion matrix (C, C), with Wilson's interval of as many images as have the variance of the mean recall.
+    """Of a confusion matrix (C, C), with Wilson's interval at the n that has the variance of the mean recall.
 
     For the variance each class's recall is drawn towards the mean by z^2 images, as Wilson's interval draws a share
     towards one half (Agresti and Coull 1998): a class of three images, all wrong, is not known to be always wrong.
@@ -136,7 +136,7 @@ def _balanced_accuracy(counts: Ints) -> Estimate:
 
 
 def _macro_f1(counts: Ints) -> Estimate:
-    """Of a confusion matrix (C, C), with Wilson's interval of as many images as have the jackknife's variance.
+    """Of a confusion matrix (C, C), with Wilson's interval at the n that has the jackknife's variance.
 
     Few images of a class bias its F1, and the interval is lengthened by the jackknife's estimate of that, towards the
     side that the truth then lies on.

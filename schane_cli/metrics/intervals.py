@@ -115,7 +115,7 @@ def mean_accuracy_interval(shares: NDArray[np.floating[Any]]) -> tuple[float, fl
 
 
 def mean_share_interval(value: float, variance: float, most: float) -> tuple[float, float]:
-    """95 % interval of a mean of shares that is `value`, with that `variance`: Wilson's, of as many images as have it.
+    """95 % interval of a mean of shares that is `value`, with that `variance`: Wilson's, at the n that has it.
 
     It keeps its width near 0 and 1. A `variance` of 0 counts as that of `most` images.
     """

@@ -127,7 +127,7 @@ COSINE = (-1.0, 1.0)
 WILSON = "Wilson's score interval"
 SKEWED_MEAN = "Hall's t interval for skewed means, over images"
 JACKKNIFE = "jackknife over images, with Hall's t interval"
-MEAN_SHARE = "Wilson's score interval, of as many images as have the variance"
+MEAN_SHARE = "Wilson's score interval, at the number of images that has the variance"
 HALVES = "halves of the images, measured again"
 NONE_WRONG = "no interval where every image is right: what a wrong one would cost is then unknown"
 ECE_INTERVAL = "noise of the bins' gaps, against calibrated models"
@@ -185,7 +185,7 @@ _CLASSIFICATION = (
         "ece_debiased",
         "ECE, debiased",
         "lower",
-        "ECE less what chance adds to it over so many images.",
+        "ECE without the part that chance adds at this number of images.",
         "after Kumar et al. 2019 (arXiv 1909.10155)",
         choices="normal noise around each bin's gap, the gaps shrunk by their standard error",
         interval=ECE_INTERVAL,

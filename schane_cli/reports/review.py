@@ -45,7 +45,7 @@ def review_report(run: Path, terminal: Terminal) -> None:
         ("pairs of near-duplicates", f"{summary['duplicate_pairs']:,}"),
         ("  of them across splits", f"{summary['duplicates_across_splits']:,}"),
         ("  of them across classes", f"{summary['duplicates_across_classes']:,}"),
-        ("pairs alike in two classes", f"{summary['alike_pairs']:,}"),
+        ("look-alikes with different labels", f"{summary['alike_pairs']:,}"),
         ("outliers", f"{summary['outliers']:,}"),
     ]
     columns = ("to look at", f"of {summary['n_images']:,} images")

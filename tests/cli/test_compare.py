@@ -69,7 +69,7 @@ def test_groups_are_named_by_what_differs_and_where_the_data_lie_does_not() -> N
 @pytest.mark.parametrize(
     ("runs", "options", "said"),
     [
-        (made("ce", CE) + made("schane", OURS, test="b"), {}, "schane/s0 and ce/s0 have other test images"),
+        (made("ce", CE) + made("schane", OURS, test="b"), {}, "schane/s0 and ce/s0 have different test images"),
         (
             made("ce", CE) + made("schane", OURS[:4]),
             {},
@@ -255,7 +255,7 @@ def _embedded(run: Path, figure: str) -> float:
 def test_another_split_is_refused(trained: Path, tmp_path: Path, capsys) -> None:
     assert run_cli("finetune", *QUICK, "--set", "data.split_seed=1", "--out", tmp_path / "other") == 0
     assert run_cli("compare", trained / "ce" / "s0", tmp_path / "other", "--out", tmp_path / "c") == 2
-    assert "have other test images" in capsys.readouterr().err
+    assert "have different test images" in capsys.readouterr().err
     assert run_cli("compare", tmp_path / "nowhere", "--out", tmp_path / "c") == 2
     assert "nothing is at" in capsys.readouterr().err
 
