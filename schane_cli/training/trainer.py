@@ -474,6 +474,7 @@ class Trainer:
 
     def cut_log(self) -> None:
         """Cut metrics.jsonl back to where last.pt was written; what was logged later is logged again."""
+        self.job.terminal.say(f"resumed   after step {self.step:,} of {self.sampler.total_steps:,}")
         gap = self.job.run.cut_log(self._logged_bytes, self.step) if rank() == 0 else None
         if gap is not None:
             self.job.terminal.say(gap)

@@ -207,7 +207,9 @@ def test_resume_auto_finds_the_stopped_run_of_the_same_recipe(tmp_path: Path, mo
     with on_step(stop_after(6)):
         assert run_cli("finetune", *QUICK, "--resume", "auto") == 128 + signal.SIGTERM
     assert run_cli("finetune", *QUICK, "--resume", "auto") == 0
-    assert "resuming  results/finetune/" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resuming  results/finetune/" in said
+    assert "resumed   after step 6 of 12" in said
     assert len(list((tmp_path / "results" / "finetune").iterdir())) == 1
 
 
