@@ -66,7 +66,7 @@ def test_the_same_command_begins_a_run_anew_that_was_killed_before_its_first_che
     run_tiny(run.path)
     assert run.finished
     other = copy(finished, tmp_path / "other", ("summary.json", "checkpoints"))
-    with pytest.raises(BadRequest, match=r"started with another recipe \(train.lr 0.5 \(there 0.003\)\)"):
+    with pytest.raises(BadRequest, match=r"started with another recipe \(train.lr 0.5 \(there: 0.003\)\)"):
         run_tiny(other.path, train__lr=0.5)
     assert other.state == "started"
 
@@ -223,7 +223,7 @@ def test_a_log_shorter_than_the_checkpoint_remembers_is_cut_to_whole_lines_and_s
 def test_a_recipe_edited_before_a_resume_is_refused_with_its_keys(finished: Path, tmp_path: Path) -> None:
     run = copy(finished, tmp_path / "run", ("summary.json",))
     run.recipe_file.write_text(run.recipe_file.read_text().replace("lr: 0.003", "lr: 0.5"))
-    with pytest.raises(BadRequest, match=r"was changed since the run began: train.lr 0.5 \(checkpoint 0.003\)"):
+    with pytest.raises(BadRequest, match=r"was changed since the run began: train.lr 0.5 \(checkpoint: 0.003\)"):
         finetune(resumed_recipe("finetune", run.path, {}), out=None, terminal=QUIET, resume=run.path)
 
 

@@ -1,5 +1,6 @@
 """The pages of `schane finetune`: one run, several seeds."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
@@ -89,7 +90,7 @@ def seeds_report(run: Path, terminal: Terminal) -> None:
     rows.append(("mean over seeds", summary_text(summary, "test_accuracy"), f"{n_seeds} seeds"))
     title = f"{summary['dataset']}, {summary['backbone']}, {summary['loss']}, {n_seeds} seeds"
     values = [accuracy.scale * value for value in summary["test_accuracy_by_seed"]]
-    interval = [accuracy.scale * bound for bound in summary["test_accuracy_ci95"]]
+    interval = [accuracy.scale * bound for bound in summary["test_accuracy_ci95"] or (math.nan, math.nan)]
     panel = {
         "title": f"{n_seeds} seeds, n = {n:,} test images",
         "label": accuracy.heading,

@@ -166,6 +166,8 @@ def test_several_seeds_get_a_folder_each_and_a_mean_with_an_interval(
     low, high = summary["test_accuracy_ci95"]
     assert low <= summary["test_accuracy"] <= high
     assert all((out / name / "checkpoints" / "best.pt").is_file() for name in ("s0", "s1"))
+    (out / "summary.json").write_text(json.dumps({**summary, "test_accuracy_ci95": []}))  # as of two equal accuracies
+    assert run_cli("report", out) == 0
 
 
 def stop_after(step: int) -> Hook:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -139,9 +140,10 @@ def test_wandb_offline_holds_the_test_figures_and_the_page(tmp_path: Path, monke
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     _finetuned(tmp_path / "run", "wandb")
-    kept = b"".join(file.read_bytes() for file in (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    assert b"test/accuracy" in kept
-    assert b"report.html" in kept
+    kept, until = b"", time.monotonic() + 30
+    while not (b"test/accuracy" in kept and b"report.html" in kept):  # wandb's own process may still be writing
+        assert time.monotonic() < until, kept
+        kept = b"".join(file.read_bytes() for file in (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_a_tracker_that_is_gone_at_the_end_is_said_and_the_run_is_whole(
