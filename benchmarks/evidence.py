@@ -341,7 +341,7 @@ def tables() -> None:
         text += [
             f"## {name}",
             "",
-            "Test is balanced, 2,000 images; each seed's value.",
+            "Test is balanced, 2,000 images; means with half of their 95 % intervals over seeds.",
             "",
             *arms_table(name),
         ]
