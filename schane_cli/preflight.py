@@ -109,10 +109,15 @@ class PredictOptions:
             raise BadRequest("--link says how --copy-to fills its folder; give --copy-to DIR too")
 
 
+def largest_perplexity(n: int) -> int:
+    """The largest whole perplexity that t-SNE can have with `n` images, which must be more than three times as many."""
+    return (n - 1) // 3
+
+
 def require_points(perplexity: float, n: int, which: str) -> None:
     """BadRequest for fewer images than t-SNE needs for a perplexity; `which` says whose they are."""
     if n <= 3 * perplexity:
-        advice = f"choose --perplexity {(n - 1) // 3} or less" if n > 3 else "it needs 4 or more for any"
+        advice = f"choose --perplexity {largest_perplexity(n)} or less" if n > 3 else "it needs 4 or more for any"
         raise BadRequest(
             f"t-SNE with perplexity {perplexity:g} needs more than {3 * perplexity:g} images and {which} has {n}; "
             f"{advice}"

@@ -24,7 +24,7 @@ from schane_cli.metrics.projection2d import PrincipalComponents, principal_compo
 from schane_cli.metrics.registry import metric
 from schane_cli.metrics.resampling import Floats, Ints
 from schane_cli.models.checkpoint import Loaded, load_checkpoint
-from schane_cli.preflight import PERPLEXITY, EmbedOptions, require_points
+from schane_cli.preflight import PERPLEXITY, EmbedOptions, largest_perplexity, require_points
 from schane_cli.recipe import Recipe, build_recipe
 from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label
 from schane_cli.spreadsheets import write_csv
@@ -271,7 +271,7 @@ def _check_images(images: ImageSet, wanted: float | None) -> tuple[float, list[s
         raise BadRequest(f"{which} has images of one class; embedding quality compares classes")
     if sizes.max() < 2:
         raise BadRequest(f"{which} has one image per class; embedding quality needs two images of a class")
-    largest = max((len(images) - 1) // 3, 1)
+    largest = max(largest_perplexity(len(images)), 1)
     perplexity = min(PERPLEXITY, largest) if wanted is None else wanted
     require_points(perplexity, len(images), which)
     if wanted is not None or perplexity == PERPLEXITY:

@@ -16,7 +16,7 @@ from schane_cli.images.thumbnail import thumbnail_webp
 from schane_cli.metrics.curation import Neighbourhood, neighbourhood, outliers, perceptual_hash
 from schane_cli.metrics.projection2d import tsne, umap
 from schane_cli.metrics.resampling import Floats, Ints
-from schane_cli.preflight import PERPLEXITY, PROJECTIONS, require_choice
+from schane_cli.preflight import PERPLEXITY, PROJECTIONS, largest_perplexity, require_choice
 from schane_cli.run import RunFolder, new_run_path, plain
 from schane_cli.spreadsheets import write_csv
 from schane_cli.terminal import Terminal
@@ -51,7 +51,7 @@ def embed_unlabelled(
     if len(vectors) < FEWEST:
         raise BadRequest(f"{len(vectors)} of the {len(images)} images can be read; a map needs {FEWEST} or more")
     wanted = perplexity or PERPLEXITY
-    used_perplexity = min(wanted, (len(vectors) - 1) // 3)
+    used_perplexity = min(wanted, largest_perplexity(len(vectors)))
     if projection == "tsne" and used_perplexity < wanted:
         notes = [*notes, f"t-SNE with perplexity {used_perplexity}, the largest that {len(vectors)} images allow"]
         terminal.say(f"note       {notes[-1]}")

@@ -95,23 +95,27 @@ def _rough_newton_steps(kernel: Tensor, target: Tensor, tolerance: float) -> tup
         if worst <= tolerance or not worst < 0.9 * before:
             return dual.mT, intercept.mT, distance <= tolerance
         accuracy = max(min(0.7, worst), 1e-3) * worst
-        change = _rough_step(rough, probabilities, residual, dual, accuracy).to(kernel)
+        inverse = _inverse_of_sums(probabilities)
+        change = _rough_step(rough, probabilities, inverse, residual, dual, accuracy).to(kernel)
         sums = (residual - _curved(probabilities, change @ kernel)).sum(dim=2, keepdim=True)
-        shift = _inverse_of_sums(probabilities) @ sums
+        shift = inverse @ sums
         step = (change, shift, change @ kernel + shift)
         size = _best_step(dual.mT, intercept.mT, scores.mT, (step[0].mT, step[1].mT, step[2].mT), target.mT)
         state = (dual, intercept, scores)
         dual, intercept, scores = (old + size * part for old, part in zip(state, step, strict=True))
 
 
-def _rough_step(kernel: Tensor, probabilities: Tensor, residual: Tensor, dual: Tensor, accuracy: float) -> Tensor:
+def _rough_step(
+    kernel: Tensor, probabilities: Tensor, inverse: Tensor, residual: Tensor, dual: Tensor, accuracy: float
+) -> Tensor:
     """The change of the dual (E, n_way, m) that a Newton step makes, by conjugate gradients to `accuracy`.
+
+    `inverse` is that of `_inverse_of_sums`.
 
     With W the Hessian of the cross-entropies, x solves x + V K x = residual - dual - W 1 (1^T W 1)^-1 1^T residual,
     V = W - W 1 (1^T W 1)^-1 1^T W: the intercept's step is eliminated, and with it the condition that the dual sums to
     0 over the support. I + V K is symmetric in the inner product x^T K y, in which the conjugate gradients are taken.
     """
-    inverse = _inverse_of_sums(probabilities)
     constant = _curved(probabilities, inverse @ residual.sum(dim=2, keepdim=True))
     left = (residual - dual - constant).to(kernel)
     probabilities, inverse = probabilities.to(kernel), inverse.to(kernel)
