@@ -12,6 +12,7 @@ from schane_cli.datasets.parts import Parts
 from schane_cli.datasets.remembered import WORTH_REMEMBERING, remembered
 from schane_cli.datasets.sources import read_source
 from schane_cli.errors import BadRequest
+from schane_cli.images import memory
 from schane_cli.images.content import content_of, shared_between, unread_count, with_content, without_shared
 from schane_cli.images.decode import read_image
 from schane_cli.images.imageset import Files, ImageSet
@@ -125,9 +126,10 @@ def _read(recipe: DataRecipe) -> Parts:
     parts = listed_parts(recipe)
     as_listed = dict(parts)
     left_out: list[str] = []
+    leave_out, at_once = recipe.broken == "leave_out", unread_count(parts) <= memory.AT_ONCE
     for split, part in parts.items():
         with Terminal(json=True).task(f"decoding {split}", len(part), unit="img") as task:
-            parts[split], broken = in_memory_if_small(part, task.advance, leave_out=recipe.broken == "leave_out")
+            parts[split], broken = in_memory_if_small(part, task.advance, leave_out=leave_out, at_once=at_once)
         left_out += broken
     if unread_count(parts):  # all are compared as files then, since pixels and bytes are never equal
         for split, part in parts.items():

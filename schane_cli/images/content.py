@@ -130,9 +130,11 @@ def shared_between(parts: dict[str, ImageSet]) -> dict[tuple[str, str], list[tup
 
 
 def _pairs(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
-    place = {int(number): index for index, number in reversed(list(enumerate(one)))} if len(one) else {}
     hits = np.flatnonzero(np.isin(other, one))
-    return [(place[int(other[index])], int(index)) for index in hits]
+    shared = np.flatnonzero(np.isin(one, other[hits]))
+    numbers, first = np.unique(one[shared], return_index=True)
+    places = shared[first[np.searchsorted(numbers, other[hits])]] if len(hits) else hits
+    return list(zip(places.tolist(), hits.tolist(), strict=True))
 
 
 def content_of(part: ImageSet) -> np.ndarray:

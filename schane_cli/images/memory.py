@@ -12,20 +12,20 @@ from schane_cli.images.pixels import PixelMemory
 from schane_cli.images.threads import in_threads
 
 IN_MEMORY_BYTES = 2**30  # sets whose decoded images take less are kept in memory
-AT_ONCE = 20_000  # images: decoding as many takes some seconds, and tells before any work which cannot be read
+AT_ONCE = 20_000  # images of a source: decoding as many takes some seconds, and tells before any work which are broken
 _PEEK = 256  # image headers read to estimate what a set takes decoded
 _SHOWN = 3
 Advance = Callable[[int], None]  # called with how many more images are done
 
 
 def in_memory_if_small(
-    part: ImageSet, advance: Advance = lambda _: None, *, leave_out: bool = False
+    part: ImageSet, advance: Advance = lambda _: None, *, leave_out: bool = False, at_once: bool = True
 ) -> tuple[ImageSet, list[str]]:
     """(the set, decoded where it fits in memory; the ids of the images left out since they cannot be read).
 
-    Of more than AT_ONCE images that fit, each is decoded when it is first read, and kept. A set of files that does not
-    fit stays files, and so does one inside shards or tables; with `leave_out` each image of such a set is decoded once
-    to find those to leave out.
+    Without `at_once` each image of a set that fits is decoded when it is first read, and kept. A set of files that does
+    not fit stays files, and so does one inside shards or tables; with `leave_out` each image is decoded now, to find
+    those to leave out.
 
     Raises:
         BadRequest: images that cannot be read, unless `leave_out`; it names the first few.
@@ -33,7 +33,7 @@ def in_memory_if_small(
     small = isinstance(part.images, Files) and len(part) > 0 and fits_in_memory(part.images)
     if not small and not leave_out:
         return part, []
-    if small and len(part) > AT_ONCE and not leave_out:
+    if small and not at_once and not leave_out:
         return replace(part, images=_kept_files(part.images)), []
     decoded: list[np.ndarray] = []
     broken: dict[int, str] = {}

@@ -439,6 +439,16 @@ def test_many_small_images_are_decoded_when_they_are_first_read(
     assert len(decoded) == len(splits.train)
 
 
+def test_many_small_images_in_several_splits_are_all_decoded_when_first_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val", "test"):
+        class_folders(tmp_path / "set" / split, {"cat": 3, "dog": 3}, ".png")
+    monkeypatch.setattr(memory, "AT_ONCE", 10)  # fewer than in all of them, more than in each
+    monkeypatch.setattr(imageset, "read_image", lambda path: pytest.fail(f"{path} was decoded"))
+    load(f"folder:{tmp_path}/set", root=tmp_path)
+
+
 def test_without_room_for_their_pixels_many_small_images_stay_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
