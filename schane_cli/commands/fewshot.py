@@ -2,8 +2,8 @@
 
 import re
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from schane_cli.errors import BadRequest, nearest, refusing
 from schane_cli.features.extract import extract, scoring_batch
 from schane_cli.features.store import RandomView, stored_features
 from schane_cli.fewshot.classifiers import CLASSIFIERS, Method, as_classifier
-from schane_cli.fewshot.episodes import Episodes, disjoint_episodes, draw_episodes
+from schane_cli.fewshot.episodes import EpisodeBlocks, Episodes, disjoint_episodes, draw_episodes
 from schane_cli.fewshot.scores import evaluate_episodes
 from schane_cli.images.imageset import ImageSet
 from schane_cli.images.splits import FewshotSplits
@@ -52,6 +52,18 @@ class Entrant:
     plain: torch.Tensor
     copies: torch.Tensor | None
     base_mean: torch.Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Accuracy of each episode (E,), and for each novel class its queries, and how many of them were right (C,)."""
+
+    accuracies: np.ndarray
+    queries: np.ndarray
+    right: np.ndarray
+
+
+Key = tuple[str, int, str]  # checkpoint, shots, classifier
 
 
 def fewshot(
@@ -96,24 +108,24 @@ def fewshot(
     entrants = [entrant(one, splits, recipe, terminal) for one in loaded]
     names = distinct([one.name for one in entrants])
     named = dict(zip(names, entrants, strict=True))
-    results, correct = score_all(named, episodes, splits.novel, recipe, terminal)
+    results, scored = score_all(named, episodes, splits.novel, recipe, terminal)
     summary = {
         **training,
         **_description(recipe, splits, episodes),
         "checkpoints": [str(one.path) for one in loaded],
         "seen": may_have_seen,
         "results": results,
-        "comparisons": compare(names, correct, recipe),
+        "comparisons": compare(names, {key: one.accuracies for key, one in scored.items()}, recipe),
         "curve": curve(named, results, splits.novel, recipe, terminal),
         "total_seconds": time.perf_counter() - started,
         "run": str(run.path),
     }
     with closing(run):
-        on_first(lambda: _write(run, correct, episodes, splits.novel, summary))
+        on_first(lambda: _write(run, scored, episodes, splits.novel, summary))
     return plain(summary)
 
 
-def _description(recipe: Recipe, splits: FewshotSplits, episodes: Mapping[int, Episodes]) -> dict[str, Any]:
+def _description(recipe: Recipe, splits: FewshotSplits, episodes: Mapping[int, EpisodeBlocks]) -> dict[str, Any]:
     """The part of a summary that describes the episodes and the classes that they are drawn from."""
     return {
         "command": "fewshot",
@@ -132,14 +144,15 @@ def _description(recipe: Recipe, splits: FewshotSplits, episodes: Mapping[int, E
 
 def _write(
     run: RunFolder,
-    correct: Mapping[tuple[str, int, str], np.ndarray],
-    episodes: Mapping[int, Episodes],
+    scored: Mapping[Key, Scored],
+    episodes: Mapping[int, EpisodeBlocks],
     novel: ImageSet,
     summary: Mapping[str, Any],
 ) -> None:
     """The tables and summary.json; SchaneError where they cannot be written."""
     with run.writing():
-        write_tables(run, correct, episodes, novel)
+        write_episodes(run.episodes_table, scored, episodes)
+        write_classes(run.per_class_table, scored, novel.class_names)
     run.finish(summary)
 
 
@@ -156,16 +169,16 @@ def check_ways(splits: FewshotSplits, recipe: Recipe) -> None:
         )
 
 
-def draw_all(novel: ImageSet, recipe: Recipe) -> dict[int, Episodes]:
+def draw_all(novel: ImageSet, recipe: Recipe) -> dict[int, EpisodeBlocks]:
     """The episodes for each number of shots."""
     return {shots: draw(novel, recipe, shots) for shots in recipe.fewshot.shots}
 
 
 @refusing()
-def draw(novel: ImageSet, recipe: Recipe, shots: int) -> Episodes:
+def draw(novel: ImageSet, recipe: Recipe, shots: int) -> EpisodeBlocks:
     """The recipe's episodes at a number of shots."""
     settings = recipe.fewshot
-    return draw_episodes(
+    return EpisodeBlocks(
         novel.labels,
         n_way=settings.ways,
         n_shot=shots,
@@ -281,7 +294,21 @@ def embeddings(
 
 
 @refusing()
-def _accuracies(one: Entrant, episodes: Episodes, classifier: str, recipe: Recipe, task: Any = None) -> np.ndarray:
+def score(
+    one: Entrant, blocks: Iterable[Episodes], classifier: str, recipe: Recipe, novel: ImageSet, task: Any = None
+) -> Scored:
+    """A classifier's accuracy on every episode and on every novel class."""
+    accuracies, counts = [], np.zeros((2, len(novel.class_names)), dtype=np.int64)
+    for episodes in blocks:
+        correct = _correct(one, episodes, classifier, recipe, task)
+        accuracies.append(correct.mean(axis=1, dtype=np.float64))
+        classes = np.take_along_axis(episodes.classes, episodes.query_labels, axis=1)
+        for row, chosen in enumerate((classes.ravel(), classes[correct])):
+            counts[row] += np.bincount(chosen, minlength=counts.shape[1])
+    return Scored(np.concatenate(accuracies), *counts)
+
+
+def _correct(one: Entrant, episodes: Episodes, classifier: str, recipe: Recipe, task: Any) -> np.ndarray:
     """Whether each query of each episode is right: bool (E, q)."""
     done = 0
 
@@ -305,19 +332,19 @@ def _accuracies(one: Entrant, episodes: Episodes, classifier: str, recipe: Recip
 
 def score_all(
     entrants: Mapping[str, Entrant],
-    episodes: Mapping[int, Episodes],
+    episodes: Mapping[int, EpisodeBlocks],
     novel: ImageSet,
     recipe: Recipe,
     terminal: Terminal,
-) -> tuple[list[dict[str, Any]], dict[tuple[str, int, str], np.ndarray]]:
-    """One result per (checkpoint, shots, classifier), and whether each query was right, under the same key."""
+) -> tuple[list[dict[str, Any]], dict[Key, Scored]]:
+    """One result per (checkpoint, shots, classifier), and the accuracies behind it, under the same key."""
     settings = recipe.fewshot
     keys = [(name, shots, method) for name in entrants for shots in settings.shots for method in settings.classifier]
-    results, correct = [], {}
+    results, scored = [], {}
     with terminal.task("episodes", len(keys) * settings.episodes, "episode") as task:
         for name, shots, method in keys:
-            right = _accuracies(entrants[name], episodes[shots], method, recipe, task)
-            correct[name, shots, method] = right
+            one = score(entrants[name], episodes[shots], method, recipe, novel, task)
+            scored[name, shots, method] = one
             results.append(
                 {
                     "checkpoint": name,
@@ -325,17 +352,17 @@ def score_all(
                     "classifier": method,
                     "transductive": CLASSIFIERS[method].transductive,
                     "deviation": CLASSIFIERS[method].deviation,
-                    **interval("accuracy", right),
+                    **interval("accuracy", one.accuracies),
                     **disjoint_interval(entrants[name], novel, shots, method, recipe),
                 }
             )
-    return results, correct
+    return results, scored
 
 
-def interval(name: str, correct: np.ndarray) -> dict[str, Any]:
+def interval(name: str, accuracies: np.ndarray) -> dict[str, Any]:
     """Mean accuracy, its 95 % t-interval over episodes, and their number."""
-    estimate = t_interval(correct.mean(1), METRICS["fewshot_accuracy"].bounds)
-    return {name: estimate.value, f"{name}_ci95": estimate.ci95 or [None, None], f"{name}_episodes": len(correct)}
+    estimate = t_interval(accuracies, METRICS["fewshot_accuracy"].bounds)
+    return {name: estimate.value, f"{name}_ci95": estimate.ci95 or [None, None], f"{name}_episodes": len(accuracies)}
 
 
 @refusing()
@@ -345,20 +372,18 @@ def disjoint_interval(one: Entrant, novel: ImageSet, shots: int, classifier: str
     drawn = disjoint_episodes(
         novel.labels, n_way=settings.ways, n_shot=shots, n_query=settings.queries, seed=settings.episode_seed
     )
-    return interval("disjoint", _accuracies(one, drawn, classifier, recipe))
+    return interval("disjoint", score(one, [drawn], classifier, recipe, novel).accuracies)
 
 
-def compare(
-    names: Sequence[str], correct: Mapping[tuple[str, int, str], np.ndarray], recipe: Recipe
-) -> list[dict[str, Any]]:
+def compare(names: Sequence[str], accuracies: Mapping[Key, np.ndarray], recipe: Recipe) -> list[dict[str, Any]]:
     """Every further checkpoint against the first, paired on the same episodes, with a sentence for each.
 
-    The p-values are Holm's over all of them.
+    The p-values are Holm's over all of them; `accuracies` (E,) are those of the episodes.
     """
     settings = recipe.fewshot
     keys = [(other, shots, name) for other in names[1:] for shots in settings.shots for name in settings.classifier]
     pairs = [
-        paired_comparison(correct[names[0], shots, name].mean(1), correct[other, shots, name].mean(1))
+        paired_comparison(accuracies[names[0], shots, name], accuracies[other, shots, name])
         for other, shots, name in keys
     ]
     adjusted = holm_where_tested([pair.p_value for pair in pairs])
@@ -403,43 +428,50 @@ def curve(
         for shots in (shots for shots, names in missing.items() if names):
             drawn = draw(novel, recipe, shots)
             for name in missing[shots]:
-                right = _accuracies(entrants[name], drawn, "centroid", recipe)
+                one = score(entrants[name], drawn, "centroid", recipe, novel)
                 key = {"checkpoint": name, "classifier": "centroid", "shots": shots}
-                rows.append({**key, **interval("accuracy", right)})
+                rows.append({**key, **interval("accuracy", one.accuracies)})
                 task.advance()
     return sorted(rows, key=lambda row: row["shots"])
 
 
-def write_tables(
-    run: RunFolder,
-    correct: Mapping[tuple[str, int, str], np.ndarray],
-    episodes: Mapping[int, Episodes],
-    novel: ImageSet,
-) -> None:
-    """episodes.parquet (one row per episode and entrant) and per_class.csv (how hard each novel class is)."""
-    frames, hardness = [], []
-    for (name, shots, method), right in correct.items():
-        drawn = episodes[shots]
-        key = {"checkpoint": name, "shots": shots, "classifier": method}
-        frames.append(
-            pd.DataFrame(
-                {
-                    **key,
-                    "episode": np.arange(len(right)),
-                    "accuracy": right.mean(1),
-                    "classes": drawn.classes.tolist(),
-                    "support": drawn.support.reshape(len(drawn), -1).tolist(),
-                    "query": drawn.query.tolist(),
+def write_episodes(path: Path, scored: Mapping[Key, Scored], episodes: Mapping[int, EpisodeBlocks]) -> None:
+    """One row per episode and entrant, a block of episodes at a time."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    writer: parquet.ParquetWriter | None = None
+    with ExitStack() as stack:
+        for (name, shots, method), one in scored.items():
+            start = 0
+            for block in episodes[shots]:
+                end = start + len(block)
+                rows = {
+                    "checkpoint": name,
+                    "shots": shots,
+                    "classifier": method,
+                    "episode": np.arange(start, end),
+                    "accuracy": one.accuracies[start:end],
+                    "classes": list(block.classes),
+                    "support": list(block.support.reshape(len(block), -1)),
+                    "query": list(block.query),
                 }
-            )
-        )
-        label = np.take_along_axis(drawn.classes, drawn.query_labels, axis=1)
-        for number, class_name in enumerate(novel.class_names):
-            of_class = right[label == number]
-            if of_class.size:
-                hardness.append({**key, "class": class_name, "n": of_class.size, "accuracy": of_class.mean()})
-    pd.concat(frames).to_parquet(run.episodes_table, index=False)
-    write_csv(pd.DataFrame(hardness), run.per_class_table, index=False)
+                table = pa.Table.from_pandas(pd.DataFrame(rows), preserve_index=False)
+                if writer is None:
+                    writer = stack.enter_context(parquet.ParquetWriter(path, table.schema))
+                writer.write_table(table)
+                start = end
+
+
+def write_classes(path: Path, scored: Mapping[Key, Scored], class_names: Sequence[str]) -> None:
+    """How hard each novel class is: a row per entrant and class that has been a query."""
+    rows = [
+        {"checkpoint": name, "shots": shots, "classifier": method, "class": one_class, "n": n, "accuracy": right / n}
+        for (name, shots, method), one in scored.items()
+        for one_class, n, right in zip(class_names, one.queries, one.right, strict=True)
+        if n
+    ]
+    write_csv(pd.DataFrame(rows), path, index=False)
 
 
 def checkpoint_recipe(checkpoint: Path, overrides: Mapping[str, Any]) -> Recipe:

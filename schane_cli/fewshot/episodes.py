@@ -11,8 +11,9 @@ first shot of the 5-shot support, with the same classes and queries, and accurac
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +24,7 @@ Floats = NDArray[np.float64]
 
 # Stream numbers: role * 2**32 + way * 2**16 + place within the way.
 CLASS, QUERY, SUPPORT, IMBALANCE = range(4)
+_WORDS_PER_COUNT = 4  # of Philox: its counter stands for as many words
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,33 @@ class Episodes:
         return digest.hexdigest()
 
 
+class EpisodeBlocks:
+    """The first `n_episodes` episodes of `draw_episodes`, drawn anew, BLOCK at a time, whenever they are gone through.
+
+    So any number of them takes the memory of one block. `protocol` are the other arguments of `draw_episodes`, whose
+    ValueError comes at once.
+    """
+
+    BLOCK = 10_000
+
+    def __init__(self, labels: ArrayLike, *, n_episodes: int, **protocol: Any) -> None:
+        self._labels, self._n_episodes, self._protocol = labels, n_episodes, protocol
+        draw_episodes(labels, n_episodes=min(n_episodes, 1), **protocol)
+
+    def __len__(self) -> int:
+        return self._n_episodes
+
+    def __iter__(self) -> Iterator[Episodes]:
+        for start in range(0, self._n_episodes, self.BLOCK):
+            count = min(self.BLOCK, self._n_episodes - start)
+            yield draw_episodes(self._labels, n_episodes=count, start=start, **self._protocol)
+
+    def hash(self) -> str:
+        """`Episodes.hash` of the only block, or where there are more the sha256 (hex) over their hashes."""
+        hashes = [block.hash() for block in self]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
 def draw_episodes(
     labels: ArrayLike,
     *,
@@ -59,10 +88,11 @@ def draw_episodes(
     n_query: int,
     n_episodes: int,
     seed: int,
+    start: int = 0,
     dirichlet: float | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Episodes:
-    """The first `n_episodes` episodes of the endless sequence that `seed` stands for.
+    """`n_episodes` episodes, from number `start` on, of the endless sequence that `seed` stands for.
 
     Classes and images are uniform without replacement within an episode; different episodes may share images.
 
@@ -89,17 +119,17 @@ def draw_episodes(
     most_queries = share * n_query
     _check_sizes(images, classes, n_way, n_shot, most_queries, class_names, share)
 
-    words = _Words(seed, n_episodes)
+    words = _Words(seed, start, n_episodes)
     ways = np.argsort(words.uniform(CLASS, range(len(classes))), axis=1, kind="stable")[:, :n_way]  # (E, n_way)
     sizes = np.array([len(one) for one in images])
     query_picks, support_picks = _pick_images(words, sizes[ways], n_shot, most_queries)
     counts = _query_counts(words, n_way, n_query, dirichlet)  # (E, n_way)
     query_labels, place = _unroll(counts)
-    # All images of class c lie at start[c] and after in one flat array.
-    flat, start = np.concatenate(images), np.cumsum(sizes) - sizes
+    # All images of class c lie at first[c] and after in one flat array.
+    flat, first = np.concatenate(images), np.cumsum(sizes) - sizes
     rows = np.arange(n_episodes)[:, None]
-    query = flat[start[ways[rows, query_labels]] + query_picks[rows, query_labels, place]]
-    return Episodes(flat[start[ways][:, :, None] + support_picks], query, query_labels, classes[ways])
+    query = flat[first[ways[rows, query_labels]] + query_picks[rows, query_labels, place]]
+    return Episodes(flat[first[ways][:, :, None] + support_picks], query, query_labels, classes[ways])
 
 
 def disjoint_episodes(
@@ -145,18 +175,20 @@ def disjoint_episodes(
 
 
 class _Words:
-    """Uniform numbers by (stream, episode): word `i` of a stream belongs to episode `i`."""
+    """Uniform numbers by (stream, episode), from episode `start` on: word `i` of a stream belongs to episode `i`."""
 
-    def __init__(self, seed: int, n_episodes: int) -> None:
+    def __init__(self, seed: int, start: int, n_episodes: int) -> None:
         self.key = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
-        self.n_episodes = n_episodes
+        self.start, self.n_episodes = start, n_episodes
 
     def uniform(self, role: int, places: Sequence[int]) -> Floats:
         """(E, places) floats in [0, 1), each stream a Philox key of its own."""
         columns = np.empty((len(places), self.n_episodes))
+        count, over = divmod(self.start, _WORDS_PER_COUNT)
         for row, place in enumerate(places):
-            source = np.random.Philox(key=np.array([self.key, (role << 32) + place], dtype=np.uint64))
-            columns[row] = (source.random_raw(self.n_episodes) >> np.uint64(11)) * 2.0**-53
+            source = np.random.Philox(key=np.array([self.key, (role << 32) + place], dtype=np.uint64), counter=count)
+            words = source.random_raw(over + self.n_episodes)[over:]
+            columns[row] = (words >> np.uint64(11)) * 2.0**-53
         return columns.T
 
 

@@ -3,8 +3,10 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from schane_cli.commands.fewshot import (
 from schane_cli.datasets.load import load_fewshot_splits
 from schane_cli.errors import BadRequest
 from schane_cli.features import store as stores
+from schane_cli.fewshot.episodes import EpisodeBlocks
 from schane_cli.models.checkpoint import load_checkpoint
 from schane_cli.models.model import SchaneModel, build_model
 from schane_cli.recipe import build_recipe
@@ -132,7 +135,8 @@ def test_a_better_checkpoint_is_called_better_with_its_interval() -> None:
     generator = np.random.default_rng(0)
     worse = generator.random((200, 75)) < 0.6
     better = worse | (generator.random((200, 75)) < 0.3)
-    (pair,) = compare(["a", "b"], {("a", 1, "centroid"): worse, ("b", 1, "centroid"): better}, recipe)
+    accuracies = {("a", 1, "centroid"): worse.mean(1), ("b", 1, "centroid"): better.mean(1)}
+    (pair,) = compare(["a", "b"], accuracies, recipe)
     assert pair["sentence"].startswith("1-shot, centroid: b is better than a: +")
     assert pair["difference_ci95"][0] > 0.1
 
@@ -144,6 +148,22 @@ def test_episodes_are_the_same_for_every_checkpoint_and_named_by_hash() -> None:
     assert {k: e.hash() for k, e in draw_all(novel, recipe).items()} == {
         k: e.hash() for k, e in draw_all(again, recipe).items()
     }
+
+
+def test_results_and_tables_do_not_depend_on_how_many_episodes_are_drawn_at_once(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = build_recipe(load_checkpoint(base).recipe.model_dump(mode="json"))
+    left: list[tuple[Any, str, pd.DataFrame]] = []
+    for block in (10_000, 7):
+        monkeypatch.setattr(EpisodeBlocks, "BLOCK", block)
+        out = tmp_path / str(block)
+        summary = fewshot([base], recipe, allow_seen_classes=False, out=out, terminal=QUIET)
+        files = (out / "per_class.csv").read_text(), pd.read_parquet(out / "episodes.parquet")
+        left.append((summary["results"], *files))
+    assert left[0][0] == left[1][0]
+    assert left[0][1] == left[1][1]
+    pd.testing.assert_frame_equal(left[0][2], left[1][2])
 
 
 def test_base_training_selects_on_the_val_classes_where_there_are_any(tmp_path: Path) -> None:

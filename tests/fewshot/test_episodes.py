@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from schane_cli.fewshot.episodes import Episodes, disjoint_episodes, draw_episodes
+from schane_cli.fewshot.episodes import EpisodeBlocks, Episodes, disjoint_episodes, draw_episodes
 from schane_cli.metrics.intervals import paired_comparison, t_interval
 
 # Unsorted labels with gaps and classes of different size.
@@ -52,6 +52,24 @@ def test_an_episode_depends_on_its_number_and_not_on_how_many_are_drawn(n_episod
     many = draw_episodes(LABELS, **PROTOCOL, n_episodes=120)
     few = draw_episodes(LABELS, **PROTOCOL, n_episodes=n_episodes)
     assert same(part(many, slice(0, n_episodes)), few)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_episodes_drawn_in_blocks_are_those_drawn_at_once(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EpisodeBlocks, "BLOCK", size)
+    blocks = EpisodeBlocks(LABELS, **PROTOCOL, n_episodes=50, dirichlet=2.0)
+    whole = draw_episodes(LABELS, **PROTOCOL, n_episodes=50, dirichlet=2.0)
+    assert len(blocks) == 50
+    for start, block in zip(range(0, 50, size), blocks, strict=True):
+        assert same(block, part(whole, slice(start, start + size)))
+    assert (blocks.hash() == whole.hash()) == (size == 50)
+
+
+def test_blocks_of_episodes_refuse_at_once_what_cannot_be_drawn() -> None:
+    with pytest.raises(ValueError, match="7 ways asked for"):
+        EpisodeBlocks(LABELS, **{**PROTOCOL, "n_way": 7}, n_episodes=50)
+    with pytest.raises(ValueError, match="episodes must be at least 1"):
+        EpisodeBlocks(LABELS, **PROTOCOL, n_episodes=0)
 
 
 def test_the_episodes_of_a_seed_are_these_on_every_machine() -> None:
