@@ -49,6 +49,9 @@ DIGITS = {**FEW, **BRIEF}
 NOT_RUN = {  # the beginning of a line: why no test runs it
     "fewshot --dataset cifarfs": "CIFAR-FS has to be downloaded; tests/cli/test_fewshot.py runs the command",
     "finetune --dataset cifar100 --backbone beit_base": "wants a GPU, a hub and CIFAR-100",
+    "data prepare pets": "Oxford-IIIT Pet has to be downloaded; tests/datasets/test_prepare.py serves a cut of it",
+    "finetune --recipe pets": "Oxford-IIIT Pet has to be downloaded; tests/test_paper.py runs it on a cut",
+    "compare pets-ce pets-schane": "needs the runs of the lines before it",
     "finetune --dataset pets": "Oxford-IIIT Pet has to be downloaded; tests/training/test_phases.py trains heads first",
     "finetune --dataset hfds:beans": "beans has to be downloaded; tests/datasets read saved and local hub sets",
     "finetune --loss margin": "needs the plug-in package; tests/test_examples.py installs it",
