@@ -11,6 +11,7 @@ alone, the gallery kept, they came out too narrow, and one image's absence flips
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from schane_cli.metrics.resampling import Floats, Halves, Ints, Measured, jackkn
 CHUNK_CELLS = 4_000_000  # similarities held at a time: 16 MB in float32, about six times that with the temporaries
 HISTOGRAM_BINS = 2000  # of width 0.001 on [-1, 1], for the picture
 SAMPLE_CELLS = 4_000_000  # pairs whose quantiles bound the bins of AUC
+COSINE_STEP = 1e-6  # to which the cosines of AUC are rounded, where they are not narrower than that
+LOOKED_UP = 1_000_100  # steps from 0 whose bin is looked up: cosines, and what rounding adds to 1
 QUANTILES = 8192  # of the bins between which AUC counts ties: at most one part in so many of the pairs is in a bin
 KNN_KS = (1, 10, 20, 100, 200)
 KNN_TEMPERATURE = 0.07
@@ -77,12 +80,13 @@ def pass_over_pairs(unit: Floats, labels: Ints, progress: Callable[[float], None
         images = slice(start, min(start + chunk, n))
         cosines = rows[images] @ rows.T  # (chunk, n)
         positive = targets[images, None] == targets  # (chunk, n), itself still in
-        histograms += _histograms(cosines, positive, start)
-        counts, placements = bins.read(cosines, positive, images)
+        own_class = positive.view(-1).nonzero()[:, 0]  # cells of the chunk: few of many, where there are many classes
+        histograms += _histograms(cosines, own_class, start)
+        counts, placements = bins.read(cosines, own_class, images)
         ranked += counts
         per_image.append(
             placements
-            | _kernel_sums(cosines, positive, start)
+            | _kernel_sums(cosines, own_class, start)
             | _retrieval(cosines, positive, targets, start, depth, gain)
         )
         if progress is not None:
@@ -93,15 +97,27 @@ def pass_over_pairs(unit: Floats, labels: Ints, progress: Callable[[float], None
     return _assemble(columns, gain, histograms, auc)
 
 
-def _histograms(cosines: torch.Tensor, positive: torch.Tensor, start: int) -> Ints:
+def _histograms(cosines: torch.Tensor, own_class: torch.Tensor, start: int) -> Ints:
     """Counts (2, bins) of the positive and negative cosines of some rows, each image's own left out."""
-    itself = torch.arange(len(cosines))
     where = ((cosines + 1) * (HISTOGRAM_BINS / 2)).long().clamp_(0, HISTOGRAM_BINS - 1)
-    everyone = torch.bincount(where.view(-1), minlength=HISTOGRAM_BINS)
-    own_class = torch.bincount(where[positive], minlength=HISTOGRAM_BINS)
-    own = torch.bincount(where[itself, itself + start], minlength=HISTOGRAM_BINS)
-    counts: Ints = torch.stack([own_class - own, everyone - own_class]).numpy()
+    return _counts(where, own_class, start, HISTOGRAM_BINS)
+
+
+def _counts(where: torch.Tensor, own_class: torch.Tensor, start: int, size: int) -> Ints:
+    """How many positive and negative pairs (2, size) are in each bin; `where` (chunk, n): each pair's bin."""
+    itself = torch.arange(len(where))
+    everyone = torch.bincount(where.view(-1), minlength=size)
+    of_class = torch.bincount(where.view(-1)[own_class], minlength=size)
+    own = torch.bincount(where[itself, itself + start], minlength=size)
+    counts: Ints = torch.stack([of_class - own, everyone - of_class]).numpy()
     return counts
+
+
+def _sums_within(values: torch.Tensor, own_class: torch.Tensor) -> torch.Tensor:
+    """Sums (chunk,) over the cells `own_class` of `values` (chunk, n)."""
+    alone = torch.zeros_like(values)
+    alone.view(-1)[own_class] = values.view(-1)[own_class]
+    return alone.sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -119,26 +135,35 @@ class CosineBins:
     step: float
     unit: torch.Tensor | None
 
+    @cached_property
+    def bin_of_step(self) -> torch.Tensor:
+        """The bin of each cosine that is a whole number of steps, from -LOOKED_UP to LOOKED_UP of them."""
+        return torch.bucketize(torch.arange(-LOOKED_UP, LOOKED_UP + 1, dtype=torch.float64), self.edges)
+
     def read(
-        self, cosines: torch.Tensor, positive: torch.Tensor, images: slice
+        self, cosines: torch.Tensor, own_class: torch.Tensor, images: slice
     ) -> tuple[Ints, dict[str, torch.Tensor]]:
         """Counts (2, m + 1) of the positive and negative pairs of some rows, and each row's sum of placements.
 
         A placement: the share of negative pairs below a positive one, and of positive pairs above a negative one.
+        `own_class`: the flat indices of the pairs within a class, each image with itself among them.
         """
         itself, start = torch.arange(len(cosines)), images.start
-        exact = cosines.double() if self.unit is None else self.unit[images] @ self.unit.T
-        where = torch.bucketize((exact / self.step).round(), self.edges)
-        other_class, own_class = ~positive, positive.clone()
-        own_class[itself, itself + start] = False
-        size = len(self.edges) + 1
-        counts = torch.stack([torch.bincount(where[kind], minlength=size) for kind in (own_class, other_class)])
-        sums = {
-            "positive_placements": (self.below[1][where] * own_class).sum(dim=1),
-            "negative_placements": ((1 - self.below[0])[where] * other_class).sum(dim=1),
-        }
-        ranked: Ints = counts.numpy()
-        return ranked, sums
+        where = self._bins_of(cosines, images)
+        counts = _counts(where, own_class, start, len(self.edges) + 1)
+        above = (1 - self.below[0]).index_select(0, where.view(-1)).view(where.shape)
+        above.view(-1)[own_class] = 0
+        below = torch.zeros_like(above)
+        below.view(-1)[own_class] = self.below[1][where.view(-1)[own_class]]
+        below[itself, itself + start] = 0
+        return counts, {"positive_placements": below.sum(dim=1), "negative_placements": above.sum(dim=1)}
+
+    def _bins_of(self, cosines: torch.Tensor, images: slice) -> torch.Tensor:
+        """The bin of each pair: looked up by its rounded cosine, or searched for where there are too many of those."""
+        if self.unit is not None:
+            return torch.bucketize((self.unit[images] @ self.unit.T / self.step).round(), self.edges)
+        steps = (cosines.double() / self.step).round_().int().clamp_(-LOOKED_UP, LOOKED_UP).add_(LOOKED_UP)
+        return self.bin_of_step.index_select(0, steps.view(-1)).view(steps.shape)
 
 
 def _cosine_bins(unit: torch.Tensor, targets: torch.Tensor) -> CosineBins:
@@ -149,7 +174,7 @@ def _cosine_bins(unit: torch.Tensor, targets: torch.Tensor) -> CosineBins:
     apart = some[:, None] != torch.arange(n)
     kinds = [cosines[same & apart].sort().values, cosines[~same].sort().values]
     narrow = max(float(kind[len(kind) * 9 // 10] - kind[len(kind) // 10]) for kind in kinds if len(kind)) < 0.01
-    step = 1e-12 if narrow else 1e-6
+    step = 1e-12 if narrow else COSINE_STEP
     kinds = [(kind / step).round() for kind in kinds]
     quantiles = torch.linspace(0, 1, QUANTILES + 1, dtype=torch.float64)
     edges = torch.cat([kind[(quantiles * (len(kind) - 1)).long()] for kind in kinds if len(kind)]).unique()
@@ -160,12 +185,12 @@ def _cosine_bins(unit: torch.Tensor, targets: torch.Tensor) -> CosineBins:
     return CosineBins(edges, torch.stack(below), step, unit if narrow else None)
 
 
-def _kernel_sums(cosines: torch.Tensor, positive: torch.Tensor, start: int) -> dict[str, torch.Tensor]:
+def _kernel_sums(cosines: torch.Tensor, own_class: torch.Tensor, start: int) -> dict[str, torch.Tensor]:
     """Sums over other images of exp(-2 |u_i - u_j|^2) = exp(4 cosine - 4): all of them, and those of the class."""
     kernel = (4 * cosines).sub_(4).exp_()
     itself = torch.arange(len(cosines))
     kernel[itself, itself + start] = 0
-    return {"uniformity_all": kernel.sum(dim=1), "uniformity_positive": (kernel * positive).sum(dim=1)}
+    return {"uniformity_all": kernel.sum(dim=1), "uniformity_positive": _sums_within(kernel, own_class)}
 
 
 def _retrieval(
@@ -299,16 +324,20 @@ def _retrieval_within(
 ) -> Floats:
     """kNN accuracies and recalls (m,) of the images `rows`, by those of their neighbours that are `inside` too."""
     there, classes, own = inside[neighbours], targets[neighbours], targets[rows]
-    rank = there.cumsum(dim=1)
+    rank = there.cumsum(dim=1, dtype=torch.int16 if there.shape[1] < 2**15 else torch.int64)
     tally, counted, results = torch.zeros(len(rows), int(targets.max()) + 1), 0, []
+    fewest, most = rank.amin(dim=0), rank.amax(dim=0)
     for k in pairs.knn_correct:
-        tally.scatter_add_(1, classes, votes * (there & (rank > counted) & (rank <= k)))
+        some = slice(int((most <= counted).sum()), int((fewest <= k).sum()))  # beyond them no row has a vote
+        voting = there[:, some] & (rank[:, some] > counted) & (rank[:, some] <= k)
+        tally.scatter_add_(1, classes[:, some], votes[:, some] * voting)
         results.append(float((tally.argmax(dim=1) == own).float().mean()))
         counted = k
     paired = torch.bincount(own, minlength=int(targets.max()) + 1)[own] > 1
     relevant = there & (classes == own[:, None])
     for k in pairs.recall_hit:
-        hit = (relevant & (rank <= k)).any(dim=1)
+        some = slice(int((fewest <= k).sum()))
+        hit = (relevant[:, some] & (rank[:, some] <= k)).any(dim=1)
         results.append(float(hit[paired].float().mean()) if paired.any() else 0.0)
     return np.array(results)
 
