@@ -193,7 +193,7 @@ def _check(checkpoints: Sequence[Path], overrides: Mapping[str, Any], options: E
     shown = sample(len(images), options.points)
     points = images if len(shown) == len(images) else images.subset(shown, images.split)
     perplexity, lowered = _check_images(points, options.perplexity)
-    notes = [*notes, *lowered]
+    notes = [*(note for one in loaded for note in one.unfinished_notes), *notes, *lowered]
     if len(points) < len(images):
         notes = [*notes, f"metrics and pictures of {len(points)} of {len(images)} images, drawn by seed {SEED}"]
     return Job(

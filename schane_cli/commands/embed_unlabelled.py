@@ -46,6 +46,9 @@ def embed_unlabelled(
         require_package("--projection umap needs umap-learn", "umap", "umap")
     images, notes = images_to_name(sources, overrides)
     predictor = load_predictor([checkpoint], overrides, terminal)
+    notes = [*predictor.unfinished_notes, *notes]
+    for note in predictor.unfinished_notes:
+        terminal.say(f"note       {note}")
     terminal.say(f"images     {len(images):,} of {', '.join(sources)}; without labels, so no metric compares classes")
     vectors, table, broken = _embedded(images, predictor, terminal)
     if len(vectors) < FEWEST:

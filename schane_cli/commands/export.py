@@ -48,6 +48,8 @@ def export(checkpoint: Path, *, format: str, out: Path | None, terminal: Termina
     if format == "onnx":
         require_package("--format onnx needs onnx, onnxscript and onnxruntime", "onnx", *ONNX_PACKAGES)
     loaded = load_checkpoint(checkpoint)
+    for note in loaded.unfinished_notes:
+        terminal.say(f"note      {note}")
     out = out or new_run_path("export", architecture(loaded.model), format)
     difference = _written(FORMATS[format], loaded, out)
     largest = float(np.abs(_scored(loaded, len(_SHAPES))).max())

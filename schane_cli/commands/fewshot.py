@@ -103,7 +103,8 @@ def fewshot(
         training = describe(job, train(job))
         run, loaded, seen = job.run, [load_checkpoint(job.run.path)], {}
     may_have_seen = [*pretraining_notes(loaded, recipe), *(note for note in seen.values() if note)]
-    for note in splits.notes if checkpoints else ():
+    notes = [*(note for one in loaded for note in one.unfinished_notes), *splits.notes]
+    for note in notes if checkpoints else ():
         terminal.say(note)
     entrants = [entrant(one, splits, recipe, terminal) for one in loaded]
     names = distinct([one.name for one in entrants])
@@ -111,7 +112,7 @@ def fewshot(
     results, scored = score_all(named, episodes, splits.novel, recipe, terminal)
     summary = {
         **training,
-        **_description(recipe, splits, episodes),
+        **_description(recipe, splits, episodes, notes),
         "checkpoints": [str(one.path) for one in loaded],
         "seen": may_have_seen,
         "results": results,
@@ -125,7 +126,9 @@ def fewshot(
     return plain(summary)
 
 
-def _description(recipe: Recipe, splits: FewshotSplits, episodes: Mapping[int, EpisodeBlocks]) -> dict[str, Any]:
+def _description(
+    recipe: Recipe, splits: FewshotSplits, episodes: Mapping[int, EpisodeBlocks], notes: Sequence[str]
+) -> dict[str, Any]:
     """The part of a summary that describes the episodes and the classes that they are drawn from."""
     return {
         "command": "fewshot",
@@ -137,7 +140,7 @@ def _description(recipe: Recipe, splits: FewshotSplits, episodes: Mapping[int, E
         "novel_n": len(splits.novel),
         "test_sha256": splits.novel.identity(),
         "episodes_sha256": {str(shots): drawn.hash() for shots, drawn in episodes.items()},
-        "notes": splits.notes,
+        "notes": notes,
         "images_left_out": splits.left_out,
     }
 

@@ -70,7 +70,7 @@ def review(
     run.create(recipe, f"review {checkpoint}")
     terminal.say(f"checkpoint {loaded.path} (epoch {loaded.progress['epoch']:g}, {loaded.recipe.model.backbone})")
     terminal.say(f"data       {recipe.data.dataset} {split}: {len(images)} images, {len(images.class_names)} classes")
-    notes = [*notes, *seen_note(loaded, split)]
+    notes = [*loaded.unfinished_notes, *notes, *seen_note(loaded, split)]
     for note in notes:
         terminal.say(f"           {note}")
     device = pick_device(recipe.device)

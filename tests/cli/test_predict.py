@@ -305,13 +305,43 @@ def test_a_run_whose_val_was_trained_on_says_that_its_confidence_is_its_own(
     assert json.loads((tmp_path / "o" / "summary.json").read_text())["calibrated"] is False
 
 
-def test_predict_and_eval_say_that_the_run_is_not_finished(trained: Path, photos: Path, tmp_path: Path, capsys) -> None:
+@pytest.fixture
+def unfinished(trained: Path, tmp_path: Path) -> tuple[Path, str]:
+    """A run of which two of three epochs are done, and the sentence that says so."""
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     (run / "summary.json").unlink()
     log = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"epoch": 3' not in line]
     (run / "metrics.jsonl").write_text("\n".join(log) + "\n")
-    note = f"{run} is not finished: 2 of 3 epochs are done; schane finetune --resume {run} goes on"
+    return run, f"{run} is not finished: 2 of 3 epochs are done; schane finetune --resume {run} goes on"
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("embed", ["--points", 60]),
+        ("embed", ["--images", "PHOTOS"]),
+        ("fewshot", ["--allow-seen-classes", "--episodes", 2, "--queries", 2, "--shots", 1]),
+        ("review", ["--split", "test"]),
+        ("export", ["--format", "timm"]),
+    ],
+)
+def test_other_commands_say_that_the_run_is_not_finished(
+    command: str, more: list[object], unfinished: tuple[Path, str], photos: Path, tmp_path: Path, capsys
+) -> None:
+    if command == "review":
+        pytest.importorskip("cleanlab")
+    run, note = unfinished
+    more = [photos / "first" if word == "PHOTOS" else word for word in more]
+    device = () if command == "export" else CPU
+    assert run_cli(command, run, *more, *device, "--out", tmp_path / "out") == 0
+    assert note in " ".join(capsys.readouterr().out.split())
+
+
+def test_predict_and_eval_say_that_the_run_is_not_finished(
+    unfinished: tuple[Path, str], photos: Path, tmp_path: Path, capsys
+) -> None:
+    run, note = unfinished
     assert run_cli("predict", run, photos / "first", *CPU, "--out", tmp_path / "named") == 0
     assert note in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "named" / "summary.json").read_text())["notes"] == [note]
