@@ -17,7 +17,7 @@ from schane_cli.recipe import Recipe, differences
 from schane_cli.run import RunFolder, new_run_path, pick_device, recipe_label, require_space, seed_everything
 from schane_cli.terminal import Terminal
 from schane_cli.training.batchnorm import choice, has_batchnorm
-from schane_cli.training.request import check_request, remarks
+from schane_cli.training.request import check_request, remarks, val_remark
 from schane_cli.training.trainer import Job, Outcome, Trainer
 
 
@@ -136,7 +136,7 @@ def announce(job: Job, notes: list[str], test: ImageSet) -> None:
         say(
             f"phases    {recipe.train.head_epochs} epochs of the heads alone, then {recipe.train.epochs} of all weights"
         )
-    for remark in remarks(recipe, job.train, job.model):
+    for remark in [*remarks(recipe, job.train, job.model), *val_remark(len(job.val), recipe.train.epochs)]:
         say(f"          {remark}")
     say(f"run       {job.run.path}")
 

@@ -15,6 +15,7 @@ from schane_cli.training.objective import contrastive_weight
 from schane_cli.training.trackers import check_trackers
 
 FEW_POSITIVES = 0.5  # a smaller share of anchors with a positive is remarked on
+FEW_VAL_IMAGES = 50  # fewer that choose the epoch are remarked on: one of them is two points or more
 
 
 def check_request(recipe: Recipe, train: ImageSet) -> None:
@@ -101,3 +102,12 @@ def remarks(recipe: Recipe, train: ImageSet, model: SchaneModel) -> list[str]:
                 "train.classes_per_batch or a larger --batch-size gives more of them one"
             )
     return said
+
+
+def val_remark(n: int, epochs: int) -> list[str]:
+    """A sentence where `n` val images choose among `epochs` epochs and are too few to choose well."""
+    if epochs < 2 or n >= FEW_VAL_IMAGES:
+        return []
+    return [
+        f"val chooses the epoch, and each of its {n} images counts {100 / n:.1f} points: it cannot tell close epochs apart"
+    ]

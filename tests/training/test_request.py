@@ -12,7 +12,7 @@ from schane_cli.images.imageset import ImageSet
 from schane_cli.models.model import build_model
 from schane_cli.terminal import Terminal
 from schane_cli.training import request
-from schane_cli.training.request import check_request, remarks, share_with_positive
+from schane_cli.training.request import check_request, remarks, share_with_positive, val_remark
 from tests.jobs import tiny_recipe
 
 
@@ -90,6 +90,12 @@ def test_chunks_with_batchnorm_say_that_the_gradient_is_not_exact(
     recipe = tiny_recipe(**overrides)
     said = remarks(recipe, digits, build_model(recipe.model, 10, 32))
     assert said == [] if exact else "each chunk of 5 images on its own" in said[0]
+
+
+def test_a_run_says_when_few_images_choose_its_epoch() -> None:
+    assert val_remark(50, 10) == val_remark(8, 1) == []
+    (said,) = val_remark(8, 10)
+    assert "each of its 8 images counts 12.5 points" in said
 
 
 def test_weights_that_are_not_trained_may_have_any_batch_size(tmp_path: Path) -> None:
