@@ -108,6 +108,4 @@ def val_remark(n: int, epochs: int) -> list[str]:
     """A sentence where `n` val images choose among `epochs` epochs and are too few to choose well."""
     if epochs < 2 or n >= FEW_VAL_IMAGES:
         return []
-    return [
-        f"val chooses the epoch, and each of its {n} images counts {100 / n:.1f} points: it cannot tell close epochs apart"
-    ]
+    return [f"val chooses the epoch; each of its {n} images counts {100 / n:.1f} points, which blurs close epochs"]
