@@ -11,7 +11,7 @@ from PIL import Image
 
 from schane_cli.images.imageset import ImageSet
 
-SHEET_BYTES = 2_100_000  # with two checkpoints of 10,000 images this leaves the page below 10 MB
+SHEET_BYTES = 2_000_000  # this leaves the page of a checkpoint with 10,000 images below 6 MB
 QUALITIES = (80, 60, 40, 20)
 SMALL = 24  # pixels; images this small are shown with hard edges, and kept exactly
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from schane_cli.reports.pages import data_url
+from schane_cli.reports.thumbnails import SHEET_BYTES
 from tests.browser import is_quiet_and_alone, needs_browser, open_browser, open_page
 from tests.cli.test_finetune import QUICK, run_cli
 
@@ -150,6 +152,37 @@ def test_search_counts_and_fades_what_does_not_match(browser: Any) -> None:
     colours = browser.execute_script("return document.getElementById('scatter-0').data[0].marker.color")
     assert sorted({colour[7:] for colour in colours}) == ["14", "d9"]
     assert sum(colour.endswith("d9") for colour in colours) == 1
+
+
+def test_a_search_for_a_class_marks_its_images_and_what_is_taken_for_it(browser: Any) -> None:
+    browser.execute_script("document.querySelector('#search').value = '7'")
+    script = """
+    const data = JSON.parse(document.getElementById('data').textContent)
+    const words = text => new Uint16Array(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer)
+    const sides = [words(data.labels), ...data.views.map(view => words(view.prediction))]
+    const named = index => data.classes[index].name.includes('7')
+    return data.ids.filter((id, i) => id.includes('7') || sides.some(side => named(side[i]))).length
+    """
+    matches = browser.execute_script(script)
+    browser.execute_script("document.querySelector('#search').dispatchEvent(new Event('input'))")
+    assert 0 < matches < 359
+    assert until(browser, COUNT + f".endsWith(', {matches} match') ? 'yes' : ''") == "yes"
+
+
+def test_a_point_takes_few_enough_bytes_for_10_000_of_them_in_6_mb(page: Path) -> None:
+    data = json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
+    view = data["views"][0]
+    packed = ("prediction", "confidence", "tsne", "pca", "neighbours", "cosines")
+    per_point = (len(json.dumps(data["ids"])) + len(data["labels"]) + sum(len(view[key]) for key in packed)) / 359
+    pictures = len(data_url((page.parent / "thumbnails.webp").read_bytes(), "webp"))
+    fixed = len(page.read_bytes()) - len(json.dumps(data)) - pictures
+    assert fixed + 10_000 * per_point + 4 / 3 * SHEET_BYTES < 6_000_000
+
+
+def test_the_scatters_draw_one_pixel_for_one_on_the_screen(browser: Any) -> None:
+    canvas = "const canvas = document.querySelector('#scatter-0 canvas'); return [canvas.width, canvas.offsetWidth]"
+    drawn, shown = until(browser, canvas)
+    assert abs(drawn - shown) <= 1
 
 
 def test_the_switch_goes_to_pca_and_back(browser: Any) -> None:
