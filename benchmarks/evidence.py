@@ -280,20 +280,35 @@ def rates_table(name: str) -> list[str]:
 
 
 def arms_table(name: str) -> list[str]:
-    """Every arm of a study over the seeds, and what it gains over `ce`, paired by seed where there are three."""
+    """Every arm of a study over the seeds, and what it gains over `ce`; then what `schane` adds to each remedy."""
     runs = [replace(run, label=run.path) for run in read_runs(name)]  # the arm's name
     shown = [metric("test_balanced_accuracy"), metric("test_macro_f1")]
-    rows = ["| arm | seeds | " + " | ".join(f"{one.heading} | over `ce`" for one in shown) + " |"]
-    rows.append("| --- | ---: |" + " ---: | ---: |" * len(shown))
-    for arm in dict.fromkeys(run.label for run in runs):
-        own = [run for run in runs if run.label == arm]
-        cells = []
+    arms = [str(arm) for arm in dict.fromkeys(run.label for run in runs)]
+    rows = ["| arm | seeds | " + " | ".join(f"{one.heading} | over `ce`" for one in shown) + " | p (Holm) |"]
+    rows.append("| --- | ---: |" + " ---: | ---: |" * len(shown) + " ---: |")
+    gains = _gains(runs, {arm: ("ce", arm) for arm in arms if arm != "ce"})
+    for arm in arms:
+        own, cells = [run for run in runs if run.label == arm], []
         for one in shown:
-            pair = paired(runs, ("ce", str(arm)), one.name)
+            pair = paired(runs, ("ce", arm), one.name)
             cells.append(_over_seeds([run.values[one.name] for run in own], one))
             cells.append(f"{one.change_text(pair.mean)} ({one.change_interval(pair.ci95)})" if pair else "")
-        rows.append(f"| {arm} | {len(own)} | " + " | ".join(cells) + " |")
+        p = gains[arm][1] if arm in gains else None
+        rows.append(f"| {arm} | {len(own)} | {' | '.join(cells)} | {'' if p is None else f'{p:.2g}'} |")
+    rows += ["", "| remedy | `schane` minus `ce`, balanced accuracy | p (Holm) |", "| --- | ---: | ---: |"]
+    twins = {arm: (arm, "schane" + arm.removeprefix("ce")) for arm in arms if "schane" + arm.removeprefix("ce") in arms}
+    for arm, (pair, p) in _gains(runs, {arm: pair for arm, pair in twins.items() if arm.startswith("ce")}).items():
+        change = f"{shown[0].change_text(pair.mean)} ({shown[0].change_interval(pair.ci95)})"
+        rows.append(f"| {arm.removeprefix('ce').lstrip('-') or 'none'} | {change} | {p:.2g} |")
     return [*rows, ""]
+
+
+def _gains(runs: Sequence[Run], comparisons: dict[str, tuple[str, str]]) -> dict[str, tuple[Paired, float]]:
+    """The difference in balanced accuracy of each pair of arms that can be tested, and Holm's p over them."""
+    pairs = {name: pair for name, arms in comparisons.items() if (pair := paired(runs, arms, "test_balanced_accuracy"))}
+    return dict(
+        zip(pairs, zip(pairs.values(), holm([pair.p_value for pair in pairs.values()]), strict=True), strict=True)
+    )
 
 
 def _over_seeds(values: Sequence[float], one: Metric) -> str:
@@ -337,14 +352,15 @@ def tables() -> None:
         text += ["## Both losses at each learning rate (a control that was not planned)", ""]
     for name in controlled:
         text += rates_table(name)
-    for name in sorted(path.stem for path in (EVIDENCE / "runs").glob("*-tail*.jsonl")):
+    for name in sorted(path.stem for path in (EVIDENCE / "runs").glob("*-tail*.jsonl") if "search" not in path.stem):
+        n = read_runs(name)[0].counts["test_accuracy"][0]
         text += [
             f"## {name}",
             "",
-            "Test is balanced, 2,000 images; means with half of their 95 % intervals over seeds.",
+            f"Test is balanced, {n:,} images; means with half of their 95 % intervals over seeds.",
             "",
-            *arms_table(name),
         ]
+        text += arms_table(name)
     text += ["## Chosen on val", "", "Means over the seeds of the search; the best trial of each loss is bold.", ""]
     for name in names:
         text += search_table(name)
