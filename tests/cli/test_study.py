@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import ClassVar
 from unittest.mock import Mock
@@ -19,9 +20,10 @@ import pytest
 
 from tests.conftest import run_cli
 from tests.jobs import TINY
+from tests.processes import start_command
 
 pytest.importorskip("optuna", reason="Optuna is not installed (pip install 'schane[study]')")
-BASE = {"recipe": "digits", "set": TINY, "heartbeat_seconds": 1}
+BASE = {"recipe": "digits", "set": {**TINY, "train.epochs": 1}, "heartbeat_seconds": 1}
 ARMS = {"arms": {"ce": {"loss.name": "ce"}, "schane": {"loss.name": "schane"}}}
 
 
@@ -141,20 +143,13 @@ def test_a_storage_that_cannot_be_opened_is_one_sentence_without_the_password(tm
 class Worker:
     """`schane study` in a process of its own, its words in a file."""
 
-    started: ClassVar[list[subprocess.Popen]] = []
+    started: ClassVar[list[ForkServerProcess]] = []
 
-    def __init__(self, folder: Path, name: str, file: Path, storage: str | None) -> None:
+    def __init__(self, folder: Path, name: str, file: Path, storage: str | None = None) -> None:
         self.log = folder / f"{name}.log"
-        command = [sys.executable, "-u", "-m", "schane_cli", "study", str(file), "--out", str(folder / "s")]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*command, *(["--storage", storage] if storage else [])],
-                cwd=folder,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        self.log.touch()
+        options = ["--storage", storage] if storage else []
+        self.process = start_command(["study", file, "--out", folder / "s", *options], folder, self.log)
         self.started.append(self.process)
 
     def said(self) -> str:
@@ -163,12 +158,13 @@ class Worker:
     def wait_for(self, text: str, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while text not in self.said():
-            assert self.process.poll() is None, self.said()
+            assert self.process.is_alive(), self.said()
             assert time.monotonic() < end, self.said()
             time.sleep(0.05)
 
-    def finish(self, seconds: float = 240) -> int:
-        return self.process.wait(seconds)
+    def finish(self, seconds: float = 240) -> int | None:
+        self.process.join(seconds)
+        return self.process.exitcode
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +173,7 @@ def no_worker_outlives_its_test() -> Iterator[None]:
     while Worker.started:
         process = Worker.started.pop()
         process.kill()
-        process.wait()
+        process.join()
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +218,7 @@ def test_two_workers_one_killed_run_every_trial_and_none_twice(
     workers[0].wait_for("seed")  # it has finished one, and is in the middle of another
     time.sleep(0.5)
     workers[0].process.kill()
-    workers[0].process.wait()
+    workers[0].process.join()
     assert workers[1].finish() == 0, workers[1].said()
     assert "died; it is queued again" in workers[1].said()
     result = summary(tmp_path / "s")
@@ -251,16 +247,20 @@ def test_a_storage_that_goes_away_in_the_middle_is_waited_for(tmp_path: Path, po
 
 @pytest.mark.slow
 def test_a_stopped_worker_gives_its_trial_back_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """The worker is the real command line: nothing of it is imported before."""
     file = study_file(tmp_path, **ARMS, **LONG)
-    worker = Worker(tmp_path, "w", file, None)
+    command = [sys.executable, "-m", "schane_cli", "study", file, "--out", tmp_path / "s"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    worker = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True)
     metrics = tmp_path / "s" / "runs" / "ce" / "s0" / "metrics.jsonl"
     end = time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size):
-        assert time.monotonic() < end, worker.said()
+        assert worker.poll() is None
+        assert time.monotonic() < end
         time.sleep(0.05)
-    worker.process.send_signal(signal.SIGTERM)
-    assert worker.finish() == 128 + signal.SIGTERM
-    assert f"Resume with: schane study {file} --out {tmp_path / 's'}" in worker.said()
-    again = Worker(tmp_path, "again", file, None)
-    assert again.finish() == 0, again.said()
+    worker.send_signal(signal.SIGTERM)
+    said, _ = worker.communicate(timeout=120)
+    assert worker.returncode == 128 + signal.SIGTERM, said
+    assert f"Resume with: schane study {file} --out {tmp_path / 's'}" in said
+    assert run_cli("study", file, "--out", tmp_path / "s") == 0
     assert summary(tmp_path / "s")["trials_done"] == 2

@@ -1,14 +1,11 @@
 """Two processes fill one store: every block once, equal to what one process makes."""
 
-import multiprocessing
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 
 from schane_cli.datasets.load import load_splits
 from schane_cli.distributed import process_group
@@ -16,14 +13,12 @@ from schane_cli.features import store as stores
 from schane_cli.features.store import feature_store, fill
 from schane_cli.models.checkpoint import load_checkpoint
 from tests.jobs import run_tiny
+from tests.processes import start_ranks
 
 CPU = torch.device("cpu")
 
 
-def _fill(process: int, world: int, run: Path, port: int, place: Path) -> None:
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    os.environ |= dict(zip(names, (str(process), str(process), str(world), "127.0.0.1", str(port)), strict=True))
-    torch.set_num_threads(1)
+def _fill(process: int, run: Path, place: Path) -> None:
     stores.BLOCK = 50
     os.chdir(place)
     loaded = load_checkpoint(run)
@@ -42,12 +37,7 @@ def _fill(process: int, world: int, run: Path, port: int, place: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_share_the_blocks_and_agree_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_tiny(tmp_path / "run")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.set_forkserver_preload(["tests.jobs"])
-    arguments = (2, tmp_path / "run", port, tmp_path)
-    torch.multiprocessing.start_processes(_fill, arguments, nprocs=2, start_method="forkserver")
+    start_ranks(_fill, 2, tmp_path / "run", tmp_path)
     shares = [(tmp_path / f"made{process}").read_text().split() for process in range(2)]
     assert [len(share) for share in shares] == [4, 4]
     assert sorted(shares[0] + shares[1]) == [f"{number:06d}" for number in range(8)]

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from schane_cli.losses.contrastive import CrossBatchMemory, SchaneLoss, SupConLoss
+from tests.processes import start_ranks
 
 FEATURES, PROJECTED, ROWS = 6, 5, 22
 PARTS = {2: [(11, 11), (5, 17)], 4: [(1, 9, 3, 9), (8, 0, 8, 6)]}  # by number of processes; one may be empty
@@ -69,7 +69,6 @@ def local_pool(rank: int) -> dict[str, Tensor]:
 
 
 def worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     outcomes = {(*parts, backend): shares(parts, rank, backend) for parts in PARTS[world] for backend in BACKENDS}
     if world == 2:
@@ -84,7 +83,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     outcomes = {}
     for world in PARTS:
         folder = tmp_path_factory.mktemp(f"world{world}")
-        mp.spawn(worker, (world, str(folder)), nprocs=world)
+        start_ranks(worker, world, world, str(folder))
         outcomes[world] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
     return outcomes
 

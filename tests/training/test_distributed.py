@@ -1,20 +1,18 @@
 """Several processes on one batch: the loss curve, the evaluation and the run folder of one process."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-import torch.multiprocessing
 
 from schane_cli.commands.evaluate import score, select_images
 from schane_cli.commands.finetune import finetune
@@ -25,27 +23,25 @@ from schane_cli.models.files import read_tensors
 from schane_cli.preflight import require_combinations
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
+from schane_cli.training import trainer
 from schane_cli.training.hooks import Progress, on_step
 from schane_cli.training.interruption import Interrupted
 from tests.jobs import free_port, tiny_recipe
+from tests.processes import start_ranks
 
-# LayerNorm, since BatchNorm normalises each process's part by itself; 25 images do not part evenly; 20 steps.
-RECIPE = {"model__backbone": "test_vit", "train__epochs": 5, "train__lr": 1e-3}
-
-
-def _join(process: int, world: int, folder: Path) -> None:
-    os.environ |= {
-        "RANK": str(process),
-        "WORLD_SIZE": str(world),
-        "LOCAL_RANK": str(process),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": (folder / "port").read_text(),
-    }
-    torch.set_num_threads(1)
+# LayerNorm, since BatchNorm normalises each process's part by itself; 25 images do not part evenly; 12 steps.
+RECIPE = {"model__backbone": "test_vit", "train__epochs": 3, "train__lr": 1e-3}
 
 
-def _train(process: int, world: int, folder: Path, overrides: dict) -> None:
-    _join(process, world, folder)
+def _train(process: int, place: Path, runs: dict[str, dict]) -> None:
+    with process_group("cpu"):
+        for name, overrides in runs.items():
+            _train_into(place / name, overrides)
+
+
+def _train_into(folder: Path, overrides: dict) -> None:
+    """Train, or go on, into `folder`/run; the loss of every step and the summary go into `folder`/curve.json."""
+    folder.mkdir(parents=True, exist_ok=True)
     curve: list[float] = []
 
     def record(progress: Progress) -> None:
@@ -53,7 +49,7 @@ def _train(process: int, world: int, folder: Path, overrides: dict) -> None:
         if (folder / "stop").exists() and progress.step == 6 and rank() == 0:
             signal.raise_signal(signal.SIGUSR1)  # one process alone is told, and all stop
 
-    with process_group("cpu"), on_step(record):
+    with on_step(record):
         last = folder / "run" / "checkpoints" / "last.pt"
         resume = folder / "run" if last.is_file() else None
         try:
@@ -66,16 +62,8 @@ def _train(process: int, world: int, folder: Path, overrides: dict) -> None:
             (folder / "curve.json").write_text(json.dumps({"curve": curve, "summary": summary}))
 
 
-def _run(folder: Path, world: int, overrides: dict) -> dict:
-    _start(folder, world, _train, overrides)
-    return json.loads((folder / "curve.json").read_text())
-
-
-def _start(folder: Path, world: int, work: Callable[..., None], *arguments: object) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "port").write_text(free_port())
-    multiprocessing.set_forkserver_preload(["tests.jobs"])
-    torch.multiprocessing.start_processes(work, (world, folder, *arguments), nprocs=world, start_method="forkserver")
+def _curves(*folders: Path) -> list[dict]:
+    return [json.loads((folder / "curve.json").read_text()) for folder in folders]
 
 
 @pytest.mark.slow
@@ -92,14 +80,15 @@ def _start(folder: Path, world: int, work: Callable[..., None], *arguments: obje
     ids=["schane", "chunks", "ce", "no contrastive weight", "memory", "frozen BatchNorm"],
 )
 def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path, overrides: dict) -> None:
-    one = _run(tmp_path / "one", 1, RECIPE | overrides)
-    two = _run(tmp_path / "two", 2, RECIPE | overrides)
-    assert len(one["curve"]) == len(two["curve"]) == 20
+    _train_into(tmp_path / "one", RECIPE | overrides)
+    start_ranks(_train, 2, tmp_path, {"two": RECIPE | overrides})
+    one, two = _curves(tmp_path / "one", tmp_path / "two")
+    assert len(one["curve"]) == len(two["curve"]) == 12
     assert two["curve"] == pytest.approx(one["curve"], rel=1e-4, abs=1e-4)
     assert two["summary"]["test_n"] == one["summary"]["test_n"] == 359
     assert two["summary"]["val_accuracy"] == pytest.approx(one["summary"]["val_accuracy"], abs=1.5 / 144)
     lines = (tmp_path / "two" / "run" / "metrics.jsonl").read_text().splitlines()
-    assert sum(json.loads(line)["event"] == "epoch" for line in lines) == 5  # the first process alone writes
+    assert sum(json.loads(line)["event"] == "epoch" for line in lines) == 3  # the first process alone writes
 
 
 # Each process has BatchNorm statistics of its own; the first one's are saved. Frozen ones are the same everywhere.
@@ -111,9 +100,8 @@ SCORED: dict[str, dict[str, object]] = {
 }
 
 
-def _train_each(process: int, world: int, folder: Path, kinds: tuple[str, ...]) -> None:
+def _train_each(process: int, folder: Path, kinds: tuple[str, ...]) -> None:
     """A run never stopped of each kind, and one that is stopped within its second epoch and resumed."""
-    _join(process, world, folder)
 
     def stop(progress: Progress) -> None:
         if progress.step == 6 and rank() == 0:
@@ -134,7 +122,7 @@ def _train_each(process: int, world: int, folder: Path, kinds: tuple[str, ...]) 
 def test_the_recorded_val_figures_are_those_of_eval_to_the_bit_in_a_whole_run_and_a_resumed_one(
     tmp_path: Path, world: int, kinds: tuple[str, ...], one_thread: None
 ) -> None:
-    _start(tmp_path, world, _train_each, kinds)
+    start_ranks(_train_each, world, tmp_path, kinds)
     for name in kinds:
         recorded = [_val_figures(tmp_path / name / run) for run in ("whole", "stopped")]
         assert recorded[0] == recorded[1], name
@@ -162,16 +150,19 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head_epochs", [0, 2], ids=["lora", "lora after the heads"])
-def test_adapters_on_two_processes_follow_the_loss_curve_of_one(tmp_path: Path, head_epochs: int) -> None:
+def test_adapters_on_two_processes_follow_the_loss_curve_of_one(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     torch.manual_seed(0)
     torch.save(timm.create_model("test_vit", num_classes=10, img_size=32).state_dict(), tmp_path / "base.pt")
     lora = {"model__weights": str(tmp_path / "base.pt"), "model__lora_rank": 2}
-    overrides = RECIPE | lora | {"train__head_epochs": head_epochs, "train__epochs": 3}
-    one, two = (_run(tmp_path / name, world, overrides) for name, world in (("one", 1), ("two", 2)))
-    assert len(one["curve"]) == 4 * (3 + head_epochs)
-    assert two["curve"] == pytest.approx(one["curve"], rel=1e-4, abs=1e-4)
+    runs = {str(heads): RECIPE | lora | {"train__head_epochs": heads} for heads in (0, 2)}
+    for heads, overrides in runs.items():
+        _train_into(tmp_path / "one" / heads, overrides)
+    start_ranks(_train, 2, tmp_path / "two", runs)
+    for heads in runs:
+        one, two = _curves(tmp_path / "one" / heads, tmp_path / "two" / heads)
+        assert len(one["curve"]) == 4 * (3 + int(heads))
+        assert two["curve"] == pytest.approx(one["curve"], rel=1e-4, abs=1e-4), heads
 
 
 # SGD, because AdamW's first steps hide a gradient of the wrong size and turn rounding into whole steps.
@@ -186,16 +177,17 @@ SPLIT = RECIPE | {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [{}, {"train__chunk_size": 5}], ids=["whole", "chunks"])
-def test_a_model_split_over_two_processes_follows_the_loss_curve_of_one(tmp_path: Path, overrides: dict) -> None:
-    one = _run(tmp_path / "one", 1, SPLIT | {"train__sharding": "ddp"})
-    two = _run(tmp_path / "two", 2, SPLIT | overrides)
-    assert len(one["curve"]) == len(two["curve"]) == 20
-    assert two["curve"] == pytest.approx(one["curve"], rel=1e-4, abs=1e-4)
-    assert two["summary"]["test_n"] == 359
-    states = [read_tensors(tmp_path / name / "run" / "checkpoints" / "last.pt") for name in ("one", "two")]
-    for key, tensor in states[0]["state_dict"].items():
-        assert torch.allclose(tensor, states[1]["state_dict"][key], atol=2e-3), key
+def test_a_model_split_over_two_processes_follows_the_loss_curve_of_one(tmp_path: Path) -> None:
+    _train_into(tmp_path / "one", SPLIT | {"train__sharding": "ddp"})
+    start_ranks(_train, 2, tmp_path, {"whole": SPLIT, "chunks": SPLIT | {"train__chunk_size": 5}})
+    for name in ("whole", "chunks"):
+        one, two = _curves(tmp_path / "one", tmp_path / name)
+        assert len(one["curve"]) == len(two["curve"]) == 12
+        assert two["curve"] == pytest.approx(one["curve"], rel=1e-4, abs=1e-4), name
+        assert two["summary"]["test_n"] == 359
+        states = [read_tensors(tmp_path / place / "run" / "checkpoints" / "last.pt") for place in ("one", name)]
+        for key, tensor in states[0]["state_dict"].items():
+            assert torch.allclose(tensor, states[1]["state_dict"][key], atol=2e-3), (name, key)
 
 
 @pytest.mark.slow
@@ -204,13 +196,12 @@ def test_two_processes_stopped_and_resumed_end_with_the_bits_of_a_run_never_stop
     tmp_path: Path, sharding: str
 ) -> None:
     recipe = SPLIT | {"train__sharding": sharding, "model__drop_path": 0.2, "model__freeze": ["patch_embed"]}
-    _start(tmp_path / "whole", 2, _train, recipe)
     (tmp_path / "stopped").mkdir()
     (tmp_path / "stopped" / "stop").touch()
-    _start(tmp_path / "stopped", 2, _train, recipe)
+    start_ranks(_train, 2, tmp_path, {"whole": recipe, "stopped": recipe})
     assert not (tmp_path / "stopped" / "run" / "summary.json").exists()
     (tmp_path / "stopped" / "stop").unlink()
-    _start(tmp_path / "stopped", 2, _train, recipe)
+    start_ranks(_train, 2, tmp_path, {"stopped": recipe})
     for name in ("best.pt", "last.pt"):
         a, b = (read_tensors(tmp_path / run / "run" / "checkpoints" / name) for run in ("whole", "stopped"))
         assert a["progress"] == b["progress"]
@@ -242,15 +233,12 @@ def test_what_does_not_go_with_a_split_model_is_refused() -> None:
         require_combinations(tiny_recipe(train__sharding="fsdp", train__batch_size=24, train__ema_decay=0.9), 2)
 
 
-def _torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def _torchrun(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     recipe = ("data.workers=0", "data.train_per_class=10", "model.backbone=test_vit", "train.batch_size=25")
     sets = [part for value in recipe for part in ("--set", value)]
-    run = ["-m", "schane_cli", "finetune", "--device", "cpu", "--epochs", "2000", *sets, *arguments]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parents[2])]),
-    }
+    run = ["-m", "schane_cli", "finetune", "--device", "cpu", "--epochs", "2000", *sets, "--out", "run"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(
         [*command, *run], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -270,15 +258,18 @@ def _process_of_rank(launcher: int, wanted: int) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process of a rank through /proc")
 def test_a_process_that_dies_ends_the_run_with_a_sentence_and_leaves_it_whole(tmp_path: Path) -> None:
-    launcher = _torchrun(tmp_path, "--out", "run")
-    last = tmp_path / "run" / "checkpoints" / "last.pt"
-    until = time.monotonic() + 120
-    while not last.exists():
-        assert launcher.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    os.kill(_process_of_rank(launcher.pid, 1), signal.SIGKILL)
-    output, _ = launcher.communicate(timeout=60)
+    launcher = _torchrun(tmp_path)
+    try:
+        last = tmp_path / "run" / "checkpoints" / "last.pt"
+        until = time.monotonic() + 120
+        while not last.exists():
+            assert launcher.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        os.kill(_process_of_rank(launcher.pid, 1), signal.SIGKILL)
+        output, _ = launcher.communicate(timeout=60)
+    finally:
+        launcher.terminate()  # no process outlives a test that fails
     assert launcher.returncode != 0
     assert "another process of the run ended" in output
     assert "Signal 9 (SIGKILL)" in output  # what torchrun says of the one that died
@@ -286,19 +277,21 @@ def test_a_process_that_dies_ends_the_run_with_a_sentence_and_leaves_it_whole(tm
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+def _train_on_a_broken_disk(process: int, folder: Path) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise SchaneError("the disk of this machine is gone")
+
+    if process == 1:  # alone, in its first batch
+        trainer.make_batch = broken  # type: ignore[assignment]
+    try:
+        _train(process, folder, {"broken": RECIPE})
+    except SchaneError as error:
+        (folder / f"said{process}").write_text(str(error))
+
+
 @pytest.mark.slow
 def test_an_error_of_one_process_is_the_error_of_the_run(tmp_path: Path) -> None:
-    """Rank 1 alone fails, in its first batch; the other does not wait for it for ever."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os\n"
-        "if os.environ.get('RANK') == '1':\n"
-        "    from schane_cli.features import extract as features\n"
-        "    from schane_cli.errors import SchaneError\n"
-        "    def broken(*a, **k): raise SchaneError('the disk of this machine is gone')\n"
-        "    import schane_cli.training.trainer; schane_cli.training.trainer.make_batch = broken\n"
-    )
-    launcher = _torchrun(tmp_path, "--out", "run")
-    output, _ = launcher.communicate(timeout=120)
-    assert launcher.returncode != 0
-    assert "the disk of this machine is gone" in output
-    assert "another process of the run ended" in output
+    """The other does not wait for it for ever."""
+    start_ranks(_train_on_a_broken_disk, 2, tmp_path)
+    assert "another process of the run ended" in (tmp_path / "said0").read_text()
+    assert "the disk of this machine is gone" in (tmp_path / "said1").read_text()

@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import os
 import random
 import shutil
@@ -37,6 +36,7 @@ from schane_cli.training.objective import Objective
 from schane_cli.training.request import check_request
 from schane_cli.training.trainer import Job, Trainer
 from tests.jobs import run_tiny, tiny_recipe
+from tests.processes import start
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +112,10 @@ def _child(out: Path, kill_step: int, place: str) -> None:
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_of_twenty_points_ends_with_the_same_bits(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.jobs"])
     generator = random.Random(0)
 
     def run(out: str, kill_step: int = 0, place: str = "") -> int | None:
-        process = context.Process(target=_child, args=(tmp_path / out, kill_step, place))
-        process.start()
+        process = start(_child, tmp_path / out, kill_step, place)
         process.join()
         return process.exitcode
 

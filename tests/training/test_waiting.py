@@ -1,7 +1,6 @@
 """A signal ends a run that waits for a batch, at once and with its state saved."""
 
 import json
-import multiprocessing
 import os
 import signal
 import threading
@@ -11,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 
 from schane_cli.distributed import process_group
 from schane_cli.errors import SchaneError
 from schane_cli.training import interruption
 from schane_cli.training.interruption import StopSignal
-from tests.jobs import free_port
+from tests.processes import start_ranks
 
 
 def slow_batches() -> Iterator[int]:
@@ -49,10 +47,8 @@ def test_a_signal_during_a_step_waits_for_its_end_and_a_second_one_does_not(monk
             signal.raise_signal(signal.SIGTERM)
 
 
-def _wait(process: int, world: int, folder: Path) -> None:
+def _wait(process: int, folder: Path) -> None:
     """Rank 1 waits for a batch that is minutes late, rank 0 has its own and waits for rank 1."""
-    os.environ |= {"RANK": str(process), "WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (folder / "port").read_text()}
     stop = StopSignal(torch.device("cpu"))
     with process_group("cpu"), stop.caught():
         taken = []
@@ -64,11 +60,7 @@ def _wait(process: int, world: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_signal_ends_two_processes_one_of_which_waits_for_a_batch_and_the_other_for_it(tmp_path: Path) -> None:
-    (tmp_path / "port").write_text(free_port())
-    multiprocessing.set_forkserver_preload(["tests.jobs"])
-    processes = torch.multiprocessing.start_processes(
-        _wait, (2, tmp_path), nprocs=2, join=False, start_method="forkserver"
-    )
+    processes = start_ranks(_wait, 2, tmp_path, join=False)
     files = [tmp_path / f"waiting-{process}" for process in range(2)]
     until = time.monotonic() + 60
     while not all(file.exists() and file.read_text() for file in files):
