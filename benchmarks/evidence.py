@@ -357,7 +357,8 @@ def tables() -> None:
         text += [
             f"## {name}",
             "",
-            f"Test is balanced, {n:,} images; means with half of their 95 % intervals over seeds.",
+            f"Test is balanced, {n:,} images; means with half of their 95 % intervals over seeds; p is of balanced "
+            "accuracy, Holm's over the rows of a table.",
             "",
         ]
         text += arms_table(name)
