@@ -21,6 +21,7 @@ import torch
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
+from schane_cli.cli import keep_freed_memory
 from schane_cli.metrics.embedding import analyse_embeddings
 from schane_cli.metrics.projection2d import EARLY_ITERATIONS, LATE_ITERATIONS, tsne
 
@@ -64,6 +65,7 @@ def main() -> None:
     names = {"scikit-learn": "default", "openTSNE": "its own neighbours", "schane": "t-SNE", "metrics": "all"}
     parser.add_argument("--runs", nargs="+", choices=names, default=list(names))
     asked = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     torch.set_num_threads(1)
     vectors, labels = synthetic(asked.points)
     runs: dict[str, Callable[[], Any]] = {

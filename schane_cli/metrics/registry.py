@@ -500,7 +500,8 @@ _EMBEDDING = (
         "higher",
         "Mutual information of labels and k-means clusters over the mean of their entropies.",
         "Strehl and Ghosh 2002, with the arithmetic mean",
-        "L2-normalised; as many clusters as classes, best of 3 k-means++ starts",
+        "L2-normalised; as many clusters as classes, best of 3 k-means++ starts (of more than 10,000 images, and more "
+        "than 10 a cluster, the starts are chosen among so many)",
         SHARE,
         interval="",
         no_interval="k-means may settle elsewhere on other images, and dozens of further runs would have to say where",

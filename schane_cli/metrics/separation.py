@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import normalized_mutual_info_score
 from threadpoolctl import threadpool_limits
@@ -19,6 +19,7 @@ from schane_cli.metrics.resampling import Floats, Ints, Measured, jackknife
 from schane_cli.metrics.spectrum import eigenvectors
 
 RIDGE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # in units of the mean variance of a coordinate
+START_IMAGES = 10_000  # among which k-means++ chooses its starts
 
 
 def class_sums(vectors: Floats, labels: Ints, n_classes: int) -> Floats:
@@ -56,14 +57,26 @@ def silhouette(unit: Floats, labels: Ints) -> Measured:
 
 
 def kmeans_clusters(unit: Floats, n_clusters: int, seed: int) -> Ints:
-    """Cluster (n,) of each image by scikit-learn's k-means: best of 3 k-means++ starts, at most 100 rounds each."""
+    """Cluster (n,) of each image by scikit-learn's k-means: best of 3 k-means++ starts, at most 100 rounds each.
+
+    The starts are chosen among all images, or among START_IMAGES of them (or 10 per cluster) drawn by `seed`: choosing
+    goes through the images once per centre, which from there on takes longer than the rounds.
+    """
     # k-means++ makes thousands of small products, where BLAS's threads wait for one another on a busy machine.
     with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
         # Fewer distinct embeddings than classes (a collapse) is a finding that NMI shows, not a fault of the call.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        kmeans = KMeans(n_clusters, n_init=3, max_iter=100, random_state=seed)
+        few = len(unit) <= max(START_IMAGES, 10 * n_clusters)
+        kmeans = KMeans(n_clusters, init="k-means++" if few else _starts, n_init=3, max_iter=100, random_state=seed)
         clusters: Ints = kmeans.fit_predict(unit.astype(np.float32))
     return clusters
+
+
+def _starts(unit: Floats, n_clusters: int, random_state: np.random.RandomState) -> Floats:
+    """Centres (n_clusters, d) by k-means++ among some of the images."""
+    some = random_state.choice(len(unit), max(START_IMAGES, 10 * n_clusters), replace=False)
+    centres: Floats = kmeans_plusplus(unit[some], n_clusters, random_state=random_state)[0]
+    return centres
 
 
 def normalised_mutual_information(labels: Ints, clusters: Ints) -> float:

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from schane_cli.metrics.separation import class_similarity, confused_pairs, similarity_order
+from schane_cli.metrics import separation
+from schane_cli.metrics.separation import (
+    class_similarity,
+    confused_pairs,
+    kmeans_clusters,
+    normalised_mutual_information,
+    similarity_order,
+)
 
 
 def test_class_similarity_is_the_mean_cosine_over_pairs_of_different_images() -> None:
@@ -50,3 +57,20 @@ def test_confused_pairs_count_neighbours_of_the_other_class() -> None:
 
 def test_classes_that_share_no_neighbour_are_no_pair() -> None:
     assert confused_pairs(np.array([0, 0, 1, 1]), np.array([[1], [0], [3], [2]]), 5) == []
+
+
+def test_k_means_of_many_images_starts_among_some_of_them_to_the_same_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    vectors = (np.eye(8)[labels] + 0.05 * rng.normal(size=(200, 8))).astype(np.float32)
+    among_all = kmeans_clusters(vectors, 4, 0)
+    monkeypatch.setattr(separation, "START_IMAGES", 50)
+    seen: list[int] = []
+    start = separation.kmeans_plusplus
+    monkeypatch.setattr(separation, "kmeans_plusplus", lambda x, *a, **k: (seen.append(len(x)), start(x, *a, **k))[1])
+    among_some = kmeans_clusters(vectors, 4, 0)
+    assert seen == [50, 50, 50]
+    assert normalised_mutual_information(among_all, among_some) == 1
+    assert normalised_mutual_information(labels, among_some) == 1
