@@ -1,7 +1,8 @@
 """Embedding metrics and t-SNE against scikit-learn's and openTSNE's own t-SNE on n x 768, interleaved.
 
-    python benchmarks/embed.py [--rounds 3] [--points 10000] [--runs openTSNE schane metrics]
+    python -m benchmarks.embed [--rounds 3] [--points 10000] [--runs openTSNE schane metrics]
 
+(As a module: beside a script, numba, which openTSNE asks for, takes benchmarks/coverage.py for the package.)
 Prints one line per run (wall and CPU seconds, as other work on the machine stretches the wall), then the ratios. The
 embeddings are synthetic: 100 classes, each with 8 directions of its own around its mean, plus noise. openTSNE runs with
 the approximate neighbours that it chooses itself, and otherwise as `schane embed` calls it: perplexity, iterations, one

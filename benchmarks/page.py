@@ -1,6 +1,6 @@
 """The page of `schane embed` at 10,000 points: its size, and how soon it answers a hover and a filter, in Chromium.
 
-    python benchmarks/page.py [--data-root DIR] [--points 10000] [--checkpoints 1] [--times 20] [--page report.html]
+    python -m benchmarks.page [--data-root DIR] [--points 10000] [--checkpoints 1] [--times 20] [--page report.html]
 
 Makes the page by the command, from a table of made-up 96-d embeddings of CIFAR-100's test images below --data-root
 (without it: of noise, which compresses worse than any photograph), and opens it from its file. What is measured runs
