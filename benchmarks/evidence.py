@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py collect OUT    # OUT/STUDY/runs to results/evidence/runs/STUDY.jsonl
     python benchmarks/evidence.py choose food    # studies/food.yaml from what studies/food-search.yaml left
+    python benchmarks/evidence.py controls food  # studies/food-controls.yaml: the chosen objective, taken apart
     python benchmarks/evidence.py tables         # results/evidence/tables.md and differences.png
 
 A line holds a run's recipe and summary, so that nothing else is needed to make the tables: `schane compare`'s own
@@ -123,6 +124,37 @@ def choose(name: str) -> None:
         write_study(f"{name}{suffix}", title, study | own | {"metric": "test_accuracy"})
 
 
+def controls(name: str) -> None:
+    """Write studies/NAME-controls.yaml: what is left of the chosen objective without one of its parts, at its own rate.
+
+    Needs the losses of results/evidence/controls. Every arm forwards as many images; with one view these are twice as
+    many different ones, over twice as many epochs.
+    """
+    study = yaml.safe_load((EVIDENCE / "studies" / f"{name}.yaml").read_text())
+    chosen, settings = study["arms"]["schane"], study["set"]
+    one_view = {
+        "augment.views": 1,
+        "train.batch_size": 2 * settings["train.batch_size"],
+        "train.epochs": 2 * settings["train.epochs"],
+    }
+    without = {key: value for key, value in chosen.items() if key != "loss.contrastive_weight"}
+    arms = {
+        "schane": chosen,
+        "ce": without | {"loss.name": "ce"},
+        "ce at its weight in the sum": chosen | {"loss.name": "nothing"},
+        "hardness 0": chosen | {"loss.name": "easy"},
+        "weights dealt at random": chosen | {"loss.name": "shuffled"},
+        "weights as constants": chosen | {"loss.stop_gradient": True},
+        "supcon": chosen | {"loss.name": "supcon"},
+        "no projection head": chosen | {"model.projection_dim": 0},
+        "one view": chosen | one_view,
+        "ce, one view": without | {"loss.name": "ce"} | one_view,
+    }
+    title = f"{read_search(name)[0]}: the objective taken apart, at the settings that val chose for it"
+    final = study | {"arms": arms, "baseline": "schane", "seeds": list(range(5)), "metric": "test_accuracy"}
+    write_study(f"{name}-controls", title, final)
+
+
 def _arm(trial: Trial) -> dict[str, Any]:
     own = "loss.label_smoothing" if trial.loss == "ce" else "loss.contrastive_weight"
     return {"loss.name": trial.loss, own: trial.value, "train.lr": trial.lr}
@@ -150,7 +182,8 @@ def write_study(name: str, title: str, study: dict[str, Any]) -> None:
     """Write studies/NAME.yaml, which says the script that chose it."""
     target = EVIDENCE / "studies" / f"{name}.yaml"
     body = yaml.safe_dump(study, sort_keys=False, default_flow_style=None)
-    target.write_text(f"{title}\n# Written by: python benchmarks/{Path(sys.argv[0]).name} choose\n{body}")
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    target.write_text(f"{title}\n# Written by: python benchmarks/{command}\n{body}")
     print(target)
 
 
@@ -303,6 +336,23 @@ def arms_table(name: str) -> list[str]:
     return [*rows, ""]
 
 
+def controls_table(name: str) -> list[str]:
+    """Test accuracy of every arm of NAME-controls, and what it differs by from the whole objective."""
+    runs = [replace(run, label=run.path) for run in read_runs(f"{name}-controls")]
+    accuracy, arms = metric("test_accuracy"), [str(arm) for arm in dict.fromkeys(run.label for run in runs)]
+    pairs = {arm: pair for arm in arms if (pair := paired(runs, ("schane", arm), "test_accuracy"))}
+    adjusted = dict(zip(pairs, holm([pair.p_value for pair in pairs.values()]), strict=True))
+    rows = [f"### {name}", "", "| arm | seeds | test accuracy | minus the objective (95 %) | p (Holm) |"]
+    rows.append("| --- | ---: | ---: | ---: | ---: |")
+    for arm in arms:
+        values = [run.values["test_accuracy"] for run in runs if run.label == arm]
+        pair = pairs.get(arm)
+        change = f"{accuracy.change_text(pair.mean)} ({accuracy.change_interval(pair.ci95)})" if pair else ""
+        p = f"{adjusted[arm]:.2g}" if arm in pairs else ""
+        rows.append(f"| {arm} | {len(values)} | {_over_seeds(values, accuracy)} | {change} | {p} |")
+    return [*rows, ""]
+
+
 def _gains(runs: Sequence[Run], comparisons: dict[str, tuple[str, str]]) -> dict[str, tuple[Paired, float]]:
     """The difference in balanced accuracy of each pair of arms that can be tested, and Holm's p over them."""
     pairs = {name: pair for name, arms in comparisons.items() if (pair := paired(runs, arms, "test_balanced_accuracy"))}
@@ -352,6 +402,11 @@ def tables() -> None:
         text += ["## Both losses at each learning rate (a control that was not planned)", ""]
     for name in controlled:
         text += rates_table(name)
+    taken_apart = [name for name in names if read_runs(f"{name}-controls")]
+    if taken_apart:
+        text += ["## The objective taken apart", ""]
+    for name in taken_apart:
+        text += controls_table(name)
     for name in sorted(path.stem for path in (EVIDENCE / "runs").glob("*-tail*.jsonl") if "search" not in path.stem):
         n = read_runs(name)[0].counts["test_accuracy"][0]
         text += [
@@ -404,13 +459,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("collect").add_argument("out", type=Path)
-    commands.add_parser("choose").add_argument("name")
+    for command in ("choose", "controls"):
+        commands.add_parser(command).add_argument("name")
     commands.add_parser("tables")
     arguments = parser.parse_args()
     if arguments.command == "collect":
         collect(arguments.out)
     elif arguments.command == "choose":
         choose(arguments.name)
+    elif arguments.command == "controls":
+        controls(arguments.name)
     else:
         tables()
 

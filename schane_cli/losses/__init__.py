@@ -49,7 +49,8 @@ def contrastive_loss(name: str, *, extra: Mapping[str, Any] | None = None, **opt
     if name not in _LOSSES:
         raise ValueError(f"name is {name!r}; allowed: {', '.join(_LOSSES)}")
     parameters = inspect.signature(_LOSSES[name]).parameters
-    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+    inherited = getattr(_LOSSES[name], "__init__", None) is nn.Module.__init__  # which takes any name, and refuses it
+    if not inherited and any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
         return _LOSSES[name](**options, **(extra or {}))
     taken = {key: value for key, value in options.items() if key in parameters}
     return _LOSSES[name](**taken, **(extra or {}))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from schane_cli import losses as registry
 from schane_cli.losses import CrossBatchMemory, SchaneLoss, SimCLRLoss, SupConLoss, contrastive_loss
 from schane_cli.losses import contrastive as losses
 
@@ -174,6 +175,15 @@ def test_a_loss_asked_for_by_name_is_the_class_with_the_options_that_it_has():
         torch.testing.assert_close(criterion(projection, labels), SupConLoss(temperature=0.2)(projection, labels))
     with pytest.raises(ValueError, match="name is 'ce'; allowed: schane, easy, supcon, simclr"):
         contrastive_loss("ce", temperature=0.2, pool="global", **options)
+
+
+def test_a_registered_loss_without_a_constructor_is_given_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nothing(torch.nn.Module):
+        def forward(self, projection: Tensor, labels: Tensor) -> Tensor:
+            return 0 * projection.sum()
+
+    monkeypatch.setattr(registry, "_LOSSES", registry._LOSSES | {"nothing": Nothing})
+    assert isinstance(contrastive_loss("nothing", temperature=0.2, pool="global"), Nothing)
 
 
 def closed_form(projection: Tensor, labels: Tensor, temperature: float, hardness: float, positives: str) -> Tensor:
