@@ -75,7 +75,8 @@ def test(arguments: list[str]) -> None:
     """What CI runs."""
     call(PYTHON, "-m", "ruff", "check", ".")
     call(PYTHON, "-m", "ruff", "format", "--check", ".")
-    tests = ("-m", "pytest", "-n", "auto", "--dist", "loadfile", *arguments)
+    in_our_order = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/conftest.py: long files first
+    tests = ("-m", "pytest", *in_our_order, *arguments)
     with ThreadPoolExecutor() as pool:  # mypy keeps one core for a minute, and pytest sets itself up on another
         for done in [pool.submit(call, PYTHON, "-m", "mypy"), pool.submit(call, PYTHON, *tests)]:
             done.result()

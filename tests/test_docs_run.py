@@ -141,6 +141,7 @@ def _run_code(code: str, page: Path) -> None:
         exec(compile(code, str(page), "exec"), {"__name__": "__main__"})  # noqa: S102 (our own page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_and_block_of_a_page_runs(
     page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

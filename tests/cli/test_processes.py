@@ -1,22 +1,19 @@
 """Every command that writes, started as torchrun starts two processes: the figures of one, one folder, nothing left."""
 
 import json
-import multiprocessing
 import os
-import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.multiprocessing
 
 from schane_cli.cli import main
 from tests.conftest import run_cli
+from tests.processes import start_ranks, words_into
 from tests.sources import digit_photos
 
+pytestmark = pytest.mark.slow
 # LayerNorm, since BatchNorm normalises each process's part by itself; 24 images part evenly.
 NET = ["--set=model.backbone=test_vit", "--set=data.train_per_class=10", "--set=train.batch_size=24", "--device=cpu",
        "--set=data.workers=0", "--set=train.warmup_epochs=0", "--epochs=1"]  # fmt: skip
@@ -70,14 +67,9 @@ COMMANDS: dict[str, list[str]] = {
 }
 
 
-def _process(number: int, world: int, place: Path, port: int, arguments: list[str]) -> None:
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    values = (number, number, world, world, "127.0.0.1", port)
-    os.environ |= {name: str(value) for name, value in zip(names, values, strict=True)}
-    torch.set_num_threads(1)
+def _process(number: int, place: Path, arguments: list[str]) -> None:
     os.chdir(place)
-    with (place.parent / f"{place.name}.said{number}").open("w", buffering=1) as said:
-        sys.stdout = sys.stderr = said
+    with words_into(place.parent / f"{place.name}.said{number}"):
         code: Any = 0
         try:
             main(arguments)
@@ -88,11 +80,7 @@ def _process(number: int, world: int, place: Path, port: int, arguments: list[st
 
 def _two(place: Path, arguments: list[str]) -> list[str]:
     """What each of two processes said, its exit code last."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.set_forkserver_preload(["tests.jobs", "schane_cli.reports.report"])
-    torch.multiprocessing.start_processes(_process, (2, place, port, arguments), nprocs=2, start_method="forkserver")
+    start_ranks(_process, 2, place, arguments)
     return [(place.parent / f"{place.name}.said{number}").read_text() for number in range(2)]
 
 

@@ -243,6 +243,13 @@ def test_mixup_acts_on_the_cross_entropy_alone(tmp_path: Path) -> None:
     assert not torch.equal(a.cross_entropy, b.cross_entropy)
 
 
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("one_epoch") / "run"
+    run_tiny(out, train__epochs=1)
+    return out
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -257,11 +264,12 @@ def test_mixup_acts_on_the_cross_entropy_alone(tmp_path: Path) -> None:
         {"model__freeze": ["backbone"]},
     ],
 )
-def test_each_option_trains_and_changes_the_weights_it_reaches(tmp_path: Path, overrides: dict) -> None:
+def test_each_option_trains_and_changes_the_weights_it_reaches(
+    tmp_path: Path, one_epoch: Path, overrides: dict
+) -> None:
     summary = run_tiny(tmp_path / "with", train__epochs=1, **overrides)
-    run_tiny(tmp_path / "without", train__epochs=1)
     assert summary["test_n"] == 359
-    with_it, without = (_state(tmp_path / name, "last.pt")["state_dict"] for name in ("with", "without"))
+    with_it, without = (_state(run, "last.pt")["state_dict"] for run in (tmp_path / "with", one_epoch))
     assert any(not torch.equal(with_it[key], without[key]) for key in without)
 
 
