@@ -63,7 +63,8 @@ def test_thirty_epochs_take_the_memory_and_files_of_fifteen(tmp_path: Path, work
         uses.append(used())
 
     with on_epoch(look):
-        run_tiny(tmp_path / "run", train__epochs=30, data__train_per_class=5, data__workers=workers)
+        few = {"data__train_per_class": 5, "data__val_fraction": 0.03, "data__test_fraction": 0.03}
+        run_tiny(tmp_path / "run", train__epochs=30, data__workers=workers, **few)
     assert len(uses) == 30
     require_flat(uses, 15)
 
