@@ -31,7 +31,7 @@ from schane_cli.commands.predict import Predictor, stream
 from schane_cli.commands.review import label_issues, review
 from schane_cli.datasets.load import load_splits, reading_once
 from schane_cli.metrics.curation import held_out_logits, label_evidence
-from schane_cli.metrics.intervals import t_interval
+from schane_cli.metrics.intervals import paired_accuracies, t_interval
 from schane_cli.recipe import build_recipe, find_recipe, read_recipe
 from schane_cli.run import RunFolder
 from schane_cli.terminal import Terminal
@@ -101,10 +101,12 @@ def gains(data: dict, vectors: np.ndarray, count: int, place: Path) -> Iterator[
         train, test_n = splits.train, len(splits.test)
         ids, names = np.array(list(train.ids), dtype=object), np.array(train.class_names, dtype=object)
 
-        def trained(name: str, values: dict) -> tuple[float, Path]:
+        def trained(name: str, values: dict) -> tuple[np.ndarray, Path]:
             out = place / f"s{seed}-{name}"  # noqa: B023
             made = build_recipe(read_recipe(find_recipe("cifar100_small")), {**base, "seed": seed, **values})  # noqa: B023
-            return run_or_resume(finetune, made, out, QUIET)["test_accuracy"], out
+            run_or_resume(finetune, made, out, QUIET)
+            table = pd.read_csv(RunFolder(out).predictions_table, dtype=str, keep_default_na=False)
+            return (table["label"] == table["prediction"]).to_numpy(), out
 
         clean, _ = trained("clean", {})
         for how in HOWS:
@@ -124,7 +126,7 @@ def gains(data: dict, vectors: np.ndarray, count: int, place: Path) -> Iterator[
             left_out = _listed(place / f"s{seed}-{how}-out.csv", dict.fromkeys(ids[proposed], ""))
             values = {"data.relabel": flips, "data.exclude": left_out}
             without, _ = trained(f"{how}-without", values)
-            accuracies = {"clean": clean, "flipped": before, "relabelled": after, "left out": without}
+            right = {"clean": clean, "flipped": before, "relabelled": after, "left out": without}
             row = {
                 "flip": how,
                 "seed": seed,
@@ -132,7 +134,8 @@ def gains(data: dict, vectors: np.ndarray, count: int, place: Path) -> Iterator[
                 "test_n": test_n,
                 "taken": len(taken),
                 **found(proposed, wrong),
-                **accuracies,
+                **{key: float(one.mean()) for key, one in right.items()},
+                **{f"{key} ci95": paired_accuracies(before, right[key]).ci95 for key in ("relabelled", "left out")},
             }
             print(json.dumps(row), flush=True)
             yield row
@@ -225,7 +228,7 @@ def gain_report(gained: list[dict]) -> str:
         f"relabel.csv, and without the images proposed. Test accuracy, %, n = {gained[0]['test_n']:,}; seeds "
         f"{', '.join(map(str, sorted({row['seed'] for row in gained})))};",
         "relabelled and left out: the difference from flipped in points, paired by seed, with the 95 % interval of",
-        "Student's t where there are several seeds.",
+        "Student's t where there are several seeds, of one seed with Tango's over the test images.",
         "",
         "| flipped to | proposed | precision, % | recall, % | taken | clean | flipped | relabelled | left out |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -235,18 +238,18 @@ def gain_report(gained: list[dict]) -> str:
         cells = [f"{own[key].mean():.0f}" for key in ("proposed",)]
         cells += [f"{100 * own[key].mean():.1f}" for key in ("precision", "recall")] + [f"{own.taken.mean():.0f}"]
         cells += [f"{100 * own[key].mean():.1f}" for key in ("clean", "flipped")]
-        cells += [_gain((own[key] - own.flipped).to_numpy()) for key in ("relabelled", "left out")]
+        cells += [_gain(own, key) for key in ("relabelled", "left out")]
         lines.append(f"| {how} class | {' | '.join(cells)} |")
     command = "python benchmarks/review.py --data-root DIR --weights FILE --gain N --work DIR"
     return "\n".join([*lines, "", f"Command: {command}", ""])
 
 
-def _gain(differences: np.ndarray) -> str:
-    if len(differences) < 2:
-        return f"{100 * differences[0]:+.1f}"
-    estimate = t_interval(differences, (-1.0, 1.0))
-    low, high = estimate.ci95 or (float("nan"), float("nan"))
-    return f"{100 * estimate.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+def _gain(rows: pd.DataFrame, key: str) -> str:
+    differences = (rows[key] - rows.flipped).to_numpy()
+    low, high = rows[f"{key} ci95"].iloc[0]
+    if len(differences) > 1:
+        low, high = t_interval(differences, (-1.0, 1.0)).ci95 or (float("nan"), float("nan"))
+    return f"{100 * differences.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _cell(values: list[float], scale: float, digits: int) -> str:
