@@ -45,7 +45,8 @@ def collect(out: Path) -> None:
         lines = [_line(run, folder / "runs") for run in runs]
         target = EVIDENCE / "runs" / f"{folder.name}.jsonl"
         target.parent.mkdir(exist_ok=True)
-        target.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        target.write_text(text.replace(f"{out.resolve()}/", ""))  # where the runs lie is nobody's business
         print(f"{target.name}: {len(lines)} runs")
 
 
