@@ -103,7 +103,8 @@ def fewshot(
         training = describe(job, train(job))
         run, loaded, seen = job.run, [load_checkpoint(job.run.path)], {}
     may_have_seen = [*pretraining_notes(loaded, recipe), *(note for note in seen.values() if note)]
-    notes = [*(note for one in loaded for note in one.unfinished_notes), *splits.notes]
+    unfinished = [note for one in loaded for note in one.unfinished_notes] if checkpoints else []  # else it ends here
+    notes = [*unfinished, *splits.notes]
     for note in notes if checkpoints else ():
         terminal.say(note)
     entrants = [entrant(one, splits, recipe, terminal) for one in loaded]

@@ -31,6 +31,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_with_no_checkpoint_it_trains_on_the_base_classes_and_scores_the_novel_ones(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["novel_classes"] == ["5", "6", "7", "8", "9"]
+    assert not any("not finished" in note for note in summary["notes"])
     for result in summary["results"]:
         assert result["shots"] == 5
         assert result["accuracy_episodes"] == 20
