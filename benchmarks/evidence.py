@@ -341,25 +341,26 @@ def controls_table(name: str) -> list[str]:
     """Test accuracy of every arm of NAME-controls, and what it differs by from the whole objective."""
     runs = [replace(run, label=run.path) for run in read_runs(f"{name}-controls")]
     accuracy, arms = metric("test_accuracy"), [str(arm) for arm in dict.fromkeys(run.label for run in runs)]
-    pairs = {arm: pair for arm in arms if (pair := paired(runs, ("schane", arm), "test_accuracy"))}
-    adjusted = dict(zip(pairs, holm([pair.p_value for pair in pairs.values()]), strict=True))
+    gains = _gains(runs, {arm: ("schane", arm) for arm in arms}, "test_accuracy")
     rows = [f"### {name}", "", "| arm | seeds | test accuracy | minus the objective (95 %) | p (Holm) |"]
     rows.append("| --- | ---: | ---: | ---: | ---: |")
     for arm in arms:
         values = [run.values["test_accuracy"] for run in runs if run.label == arm]
-        pair = pairs.get(arm)
-        change = f"{accuracy.change_text(pair.mean)} ({accuracy.change_interval(pair.ci95)})" if pair else ""
-        p = f"{adjusted[arm]:.2g}" if arm in pairs else ""
-        rows.append(f"| {arm} | {len(values)} | {_over_seeds(values, accuracy)} | {change} | {p} |")
+        change = " | "
+        if arm in gains:
+            pair, p = gains[arm]
+            change = f"{accuracy.change_text(pair.mean)} ({accuracy.change_interval(pair.ci95)}) | {p:.2g}"
+        rows.append(f"| {arm} | {len(values)} | {_over_seeds(values, accuracy)} | {change} |")
     return [*rows, ""]
 
 
-def _gains(runs: Sequence[Run], comparisons: dict[str, tuple[str, str]]) -> dict[str, tuple[Paired, float]]:
-    """The difference in balanced accuracy of each pair of arms that can be tested, and Holm's p over them."""
-    pairs = {name: pair for name, arms in comparisons.items() if (pair := paired(runs, arms, "test_balanced_accuracy"))}
-    return dict(
-        zip(pairs, zip(pairs.values(), holm([pair.p_value for pair in pairs.values()]), strict=True), strict=True)
-    )
+def _gains(
+    runs: Sequence[Run], comparisons: dict[str, tuple[str, str]], name: str = "test_balanced_accuracy"
+) -> dict[str, tuple[Paired, float]]:
+    """The difference in a metric of each pair of arms that can be tested, and Holm's p over them."""
+    pairs = {key: pair for key, arms in comparisons.items() if (pair := paired(runs, arms, name))}
+    adjusted = holm([pair.p_value for pair in pairs.values()])
+    return {key: (pair, p) for (key, pair), p in zip(pairs.items(), adjusted, strict=True)}
 
 
 def _over_seeds(values: Sequence[float], one: Metric) -> str:
