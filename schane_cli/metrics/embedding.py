@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from schane_cli.checks import as_array, require_direction, require_finite
 from schane_cli.metrics.intervals import (
@@ -34,8 +33,8 @@ from schane_cli.metrics.separation import (
     class_sums,
     fisher_ratio,
     kmeans_clusters,
-    linear_probe_accuracy,
     linear_probe_correct,
+    linear_probe_halves,
     neural_collapse_1,
     normalised_mutual_information,
     silhouette,
@@ -111,7 +110,9 @@ def analyse_embeddings(
     tell("classes", 0.0)
     clusters = kmeans_clusters(unit, int(classes.max()) + 1, seed)
     probe_correct, penalty = linear_probe_correct(vectors, classes)
-    drafts.append(("linear-probe accuracy", _probe(vectors, classes, probe_correct, penalty, halves), len(vectors)))
+    probe_halves = linear_probe_halves(vectors, classes, penalty, halves.first[:PROBE_SPLITS])
+    probe = Measured(float(probe_correct.mean()), probe_halves)
+    drafts.append(("linear-probe accuracy", probe, len(vectors)))
     drafts += _class_metrics(vectors, unit, classes, clusters)
     tell("classes", 1.0)
     return EmbeddingAnalysis(
@@ -242,15 +243,6 @@ def _retrieval_metrics(pairs: PairPass, halves: dict[str, Floats]) -> Iterator[D
         yield name, Measured(float(hit[counted].mean(dtype=np.float64)), halves[name]), n_counted
     results = np.where(counted, pairs.average_precision, 0.0) + pairs.gallery_gain - pairs.gallery_gain.mean()
     yield "mAP@R", _mean_where(counted, results), n_counted
-
-
-def _probe(vectors: Floats, classes: Ints, correct: Floats, penalty: float, halves: Halves) -> Measured:
-    """Linear-probe accuracy; on halves with the penalty that was chosen on all images, and fewer of them."""
-
-    def measure(half: NDArray[np.bool_]) -> Floats:
-        return np.array([linear_probe_accuracy(vectors[half], classes[half], penalty)])
-
-    return Measured(float(correct.mean()), halves.values(measure, slice(PROBE_SPLITS))[:, :, 0])
 
 
 def _mean_where(counted: Any, results: Floats) -> Measured:

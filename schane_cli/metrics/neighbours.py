@@ -80,7 +80,9 @@ def pass_over_pairs(unit: Floats, labels: Ints, progress: Callable[[float], None
         images = slice(start, min(start + chunk, n))
         cosines = rows[images] @ rows.T  # (chunk, n)
         positive = targets[images, None] == targets  # (chunk, n), itself still in
-        own_class = positive.view(-1).nonzero()[:, 0]  # cells of the chunk: few of many, where there are many classes
+        own_class = torch.from_numpy(
+            np.flatnonzero(positive.numpy())
+        )  # cells of the chunk: few of many, where there are many classes
         histograms += _histograms(cosines, own_class, start)
         counts, placements = bins.read(cosines, own_class, images)
         ranked += counts
@@ -99,7 +101,7 @@ def pass_over_pairs(unit: Floats, labels: Ints, progress: Callable[[float], None
 
 def _histograms(cosines: torch.Tensor, own_class: torch.Tensor, start: int) -> Ints:
     """Counts (2, bins) of the positive and negative cosines of some rows, each image's own left out."""
-    where = ((cosines + 1) * (HISTOGRAM_BINS / 2)).long().clamp_(0, HISTOGRAM_BINS - 1)
+    where = ((cosines + 1) * (HISTOGRAM_BINS / 2)).int().clamp_(0, HISTOGRAM_BINS - 1)
     return _counts(where, own_class, start, HISTOGRAM_BINS)
 
 
@@ -113,11 +115,10 @@ def _counts(where: torch.Tensor, own_class: torch.Tensor, start: int, size: int)
     return counts
 
 
-def _sums_within(values: torch.Tensor, own_class: torch.Tensor) -> torch.Tensor:
-    """Sums (chunk,) over the cells `own_class` of `values` (chunk, n)."""
-    alone = torch.zeros_like(values)
-    alone.view(-1)[own_class] = values.view(-1)[own_class]
-    return alone.sum(dim=1)
+def _sums_within(cells: torch.Tensor, own_class: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Sums (chunk,) by row of the values `cells` at the flat indices `own_class` of a matrix of `shape` (chunk, n)."""
+    sums = torch.zeros(shape[0], dtype=torch.float64)
+    return sums.index_add_(0, own_class // shape[1], cells.double())
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class CosineBins:
     @cached_property
     def bin_of_step(self) -> torch.Tensor:
         """The bin of each cosine that is a whole number of steps, from -LOOKED_UP to LOOKED_UP of them."""
-        return torch.bucketize(torch.arange(-LOOKED_UP, LOOKED_UP + 1, dtype=torch.float64), self.edges)
+        return torch.bucketize(torch.arange(-LOOKED_UP, LOOKED_UP + 1, dtype=torch.float64), self.edges, out_int32=True)
 
     def read(
         self, cosines: torch.Tensor, own_class: torch.Tensor, images: slice
@@ -153,10 +154,9 @@ class CosineBins:
         counts = _counts(where, own_class, start, len(self.edges) + 1)
         above = (1 - self.below[0]).index_select(0, where.view(-1)).view(where.shape)
         above.view(-1)[own_class] = 0
-        below = torch.zeros_like(above)
-        below.view(-1)[own_class] = self.below[1][where.view(-1)[own_class]]
-        below[itself, itself + start] = 0
-        return counts, {"positive_placements": below.sum(dim=1), "negative_placements": above.sum(dim=1)}
+        below = _sums_within(self.below[1][where.view(-1)[own_class]], own_class, where.shape)
+        below -= self.below[1][where[itself, itself + start]]
+        return counts, {"positive_placements": below, "negative_placements": above.sum(dim=1)}
 
     def _bins_of(self, cosines: torch.Tensor, images: slice) -> torch.Tensor:
         """The bin of each pair: looked up by its rounded cosine, or searched for where there are too many of those."""
@@ -190,7 +190,8 @@ def _kernel_sums(cosines: torch.Tensor, own_class: torch.Tensor, start: int) -> 
     kernel = (4 * cosines).sub_(4).exp_()
     itself = torch.arange(len(cosines))
     kernel[itself, itself + start] = 0
-    return {"uniformity_all": kernel.sum(dim=1), "uniformity_positive": _sums_within(kernel, own_class)}
+    within = _sums_within(kernel.view(-1)[own_class], own_class, kernel.shape)
+    return {"uniformity_all": kernel.sum(dim=1), "uniformity_positive": within}
 
 
 def _retrieval(
@@ -204,24 +205,36 @@ def _retrieval(
     """kNN votes, recall, AP@R and the nearest images of each row; adds to `gallery_gain`, overwrites `cosines`."""
     itself = torch.arange(len(cosines))
     cosines[itself, itself + start] = -torch.inf
-    nearest = cosines.topk(depth, dim=1)
+    nearest, nearest_cosines = largest(cosines, depth)
     hardest = cosines.masked_fill_(positive, -torch.inf).max(dim=1)
     own = targets[start : start + len(cosines)]
-    neighbour_classes = targets[nearest.indices]  # (chunk, depth): classes of the nearest images, nearest first
+    neighbour_classes = targets[nearest]  # (chunk, depth): classes of the nearest images, nearest first
     relevant = neighbour_classes == own[:, None]
     average_precision, gain = _average_precision(relevant, positive.sum(dim=1) - 1)
-    gallery_gain += _gains(gain, relevant, nearest.indices, targets, start)
+    gallery_gain += _gains(gain, relevant, nearest, targets, start)
     result = {
-        "neighbours": nearest.indices[:, :KEPT_NEIGHBOURS].clone(),
-        "neighbour_cosines": nearest.values[:, :KEPT_NEIGHBOURS].clone(),
-        "deep_neighbours": nearest.indices.int(),
-        "deep_cosines": nearest.values,
+        "neighbours": nearest[:, :KEPT_NEIGHBOURS].clone(),
+        "neighbour_cosines": nearest_cosines[:, :KEPT_NEIGHBOURS].clone(),
+        "deep_neighbours": nearest.int(),
+        "deep_cosines": nearest_cosines,
         "hardest_negative": hardest.indices,
         "hardest_negative_cosine": hardest.values,
         "average_precision": average_precision,
     }
     result |= {f"recall {k}": relevant[:, :k].any(dim=1).float() for k in RECALL_KS if k <= depth}
-    return result | _knn(neighbour_classes, nearest.values, own, int(targets.max()) + 1)
+    return result | _knn(neighbour_classes, nearest_cosines, own, int(targets.max()) + 1)
+
+
+def largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns (rows, k) of the k largest of each row, largest first and equals from left to right, and their values.
+
+    By NumPy's partition, which takes less than half of the time of `torch.topk`.
+    """
+    columns = np.argpartition(values.numpy(), -k, axis=1)[:, -k:]
+    columns.sort(axis=1)
+    found = torch.from_numpy(columns)
+    highest, order = values.gather(1, found).sort(dim=1, descending=True, stable=True)
+    return found.gather(1, order), highest
 
 
 def _average_precision(relevant: torch.Tensor, n_relevant: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
 from schane_cli.checks import as_array, require_finite
+from schane_cli.metrics.neighbours import largest
 from schane_cli.metrics.resampling import Floats, Ints
 
 CHUNK_CELLS = 4_000_000  # squared distances held at a time: 16 MB in float32
@@ -128,12 +129,12 @@ def _nearest(vectors: Floats, k: int) -> tuple[Ints, Floats]:
     nearest, distances = [], []
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        squared = (squares - 2 * (part @ rows.T)).add_(squares[start : start + chunk, None])
+        closeness = (2 * (part @ rows.T)).sub_(squares).sub_(squares[start : start + chunk, None])  # minus the square
         itself = torch.arange(len(part))
-        squared[itself, itself + start] = torch.inf
-        closest = squared.topk(k, dim=1, largest=False)
-        nearest.append(closest.indices)
-        distances.append(closest.values.clamp_(min=0).sqrt_())
+        closeness[itself, itself + start] = -torch.inf
+        columns, values = largest(closeness, k)
+        nearest.append(columns)
+        distances.append(values.neg_().clamp_(min=0).sqrt_())
     return torch.cat(nearest).numpy(), torch.cat(distances).numpy()
 
 

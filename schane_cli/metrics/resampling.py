@@ -57,8 +57,8 @@ class Halves:
         order = np.stack([rng.permutation(n) for _ in range(n_splits)])
         self.first = order < n // 2
 
-    def values(self, measure: Callable[[NDArray[np.bool_]], Floats], splits: slice = slice(None)) -> Floats:
+    def values(self, measure: Callable[[NDArray[np.bool_]], Floats]) -> Floats:
         """The metrics (2, K, m) of both halves of each split, where `measure` maps a mask of images (n,) to (m,)."""
-        both = [[measure(half), measure(~half)] for half in self.first[splits]]
+        both = [[measure(half), measure(~half)] for half in self.first]
         values: Floats = np.array(both).swapaxes(0, 1)
         return values

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from sklearn.cluster import KMeans, kmeans_plusplus
@@ -155,14 +156,30 @@ def linear_probe_left_out(vectors: Floats, labels: Ints) -> tuple[Floats, float]
     return best
 
 
-def linear_probe_accuracy(vectors: Floats, labels: Ints, penalty: float) -> float:
-    """Leave-one-out accuracy of the ridge classifier at a given penalty, by one Cholesky decomposition."""
+def linear_probe_halves(vectors: Floats, labels: Ints, penalty: float, halves: NDArray[np.bool_]) -> Floats:
+    """Leave-one-out accuracy (2, K) of the ridge classifier at a given penalty, on both halves of each split.
+
+    `vectors` (n, d), `labels` (n,), `halves` (K, n): True in the first half. The second half's scatter is what the
+    first leaves of the whole, which saves every other product.
+    """
     x = torch.from_numpy(vectors - vectors.mean(axis=0)).double()
+    whole, accuracies = x.T @ x, []
+    for half in halves:
+        first = x[torch.from_numpy(half)]
+        scatter, second = first.T @ first, x[torch.from_numpy(~half)]
+        parts = (first, labels[half], scatter), (second, labels[~half], whole - scatter)
+        accuracies.append([_probe_accuracy(*part, penalty) for part in parts])
+    return np.array(accuracies).T
+
+
+def _probe_accuracy(x: torch.Tensor, labels: Ints, squares: torch.Tensor, penalty: float) -> float:
+    """Leave-one-out accuracy for `x` (n, d) with `squares` = x.T @ x (d, d), by one Cholesky decomposition."""
+    n, mean = len(x), x.mean(dim=0)
     one_hot = torch.eye(int(labels.max()) + 1, dtype=torch.float64)[torch.from_numpy(labels)]
-    target_mean, scatter = one_hot.mean(dim=0), x.T @ x
+    target_mean, scatter = one_hot.mean(dim=0), squares - n * torch.outer(mean, mean)
     scatter.diagonal().add_(penalty * float(scatter.diagonal().mean()) + torch.finfo(torch.float64).tiny)
-    white = torch.linalg.solve_triangular(torch.linalg.cholesky(scatter), x.T, upper=False)  # (d, n)
-    leverage = 1 / len(labels) + (white**2).sum(dim=0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(scatter), (x - mean).T, upper=False)  # (d, n)
+    leverage = 1 / n + (white**2).sum(dim=0)
     fitted = target_mean + white.T @ (white @ (one_hot - target_mean))
     left_out = (fitted - leverage[:, None] * one_hot) / (1 - leverage)[:, None]
     return float((left_out.argmax(dim=1).numpy() == labels).mean())

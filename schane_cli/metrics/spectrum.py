@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
 from schane_cli.metrics.resampling import Floats, Measured, jackknife
@@ -54,13 +53,10 @@ def isotropy(axes: Axes) -> float:
     An eigenvector's sign is arbitrary and F(c) differs from F(-c), so both are taken. Computed from log F, so that
     long vectors do not overflow. 1 is isotropic (Mu and Viswanath 2018, eq. 2; Liu et al. 2021, Mirror-BERT).
     """
-    width = max(1, BLOCK_CELLS // len(axes.coordinates))
-    blocks = (
-        np.ascontiguousarray(axes.coordinates[:, first : first + width])
-        for first in range(0, axes.coordinates.shape[1], width)
-    )
-    log_f = np.concatenate([logsumexp(part, axis=0) for block in blocks for part in (block, -block)])
-    return float(np.exp(log_f.min() - log_f.max()))
+    columns = torch.from_numpy(axes.coordinates)
+    blocks = (block.contiguous() for block in columns.split(max(1, BLOCK_CELLS // len(columns)), dim=1))
+    log_f = torch.cat([part.logsumexp(dim=0) for block in blocks for part in (block, -block)])
+    return float((log_f.min() - log_f.max()).exp())
 
 
 def iso_score(centred: Axes) -> Measured:

@@ -8,6 +8,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import normalized_mutual_info_score, roc_auc_score, silhouette_samples, silhouette_score
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 
@@ -19,8 +20,15 @@ from schane_cli.metrics.embedding import (
     pair_terms,
 )
 from schane_cli.metrics.intervals import Estimate
+from schane_cli.metrics.neighbours import largest
 from schane_cli.metrics.registry import JACKKNIFE, metric
-from schane_cli.metrics.separation import fisher_ratio, linear_probe_correct, neural_collapse_1, silhouette
+from schane_cli.metrics.separation import (
+    fisher_ratio,
+    linear_probe_correct,
+    linear_probe_halves,
+    neural_collapse_1,
+    silhouette,
+)
 from schane_cli.metrics.spectrum import effective_rank, iso_score, isotropy, principal_axes
 
 N, D, C = 260, 12, 5
@@ -246,6 +254,27 @@ def test_the_linear_probe_equals_ridge_classifiers_each_fitted_without_the_image
         # the fold's own mean is the intercept, as leaving one out has it
         model = RidgeClassifier(alpha=alpha).fit(vectors[rest].astype(float), labels[rest])
         assert correct[i] == (model.predict(vectors[i : i + 1].astype(float))[0] == labels[i])
+
+
+def test_the_linear_probe_of_halves_equals_ridge_classifiers_of_each_half(data):
+    vectors, labels = data[0][:120], data[1][:120]
+    half = np.random.default_rng(0).permutation(120) < 60
+    measured = linear_probe_halves(vectors, labels, 0.1, half[None])[:, 0]
+    for accuracy, part in zip(measured, (half, ~half), strict=True):
+        x, y = vectors[part].astype(float), labels[part]
+        alpha = 0.1 * np.trace(np.cov(x.T, bias=True)) * 60 / D
+        folds = cross_val_predict(RidgeClassifier(alpha=alpha), x, y, cv=LeaveOneOut())
+        assert accuracy == pytest.approx((folds == y).mean())
+
+
+def test_the_largest_of_each_row_are_those_of_topk_with_equals_from_left_to_right():
+    values = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    values[:, [7, 30]] = 9.0  # equals, beyond all others
+    for k in (1, 2, 6, 40):
+        columns, found = largest(values, k)
+        assert torch.equal(found, values.topk(k, dim=1).values)
+        assert torch.equal(values.gather(1, columns), found)
+        assert k < 2 or (columns[:, :2] == torch.tensor([7, 30])).all()
 
 
 def test_silhouette_equals_scikit_learns(data, analysis):
