@@ -28,7 +28,7 @@ from schane_cli.metrics.intervals import (
 )
 from schane_cli.metrics.neighbours import PairPass, pair_terms, pass_over_pairs, retrieval_halves
 from schane_cli.metrics.registry import HALVES, metric
-from schane_cli.metrics.resampling import Floats, Halves, Ints, Measured, jackknife
+from schane_cli.metrics.resampling import Floats, Ints, Measured, draw_halves, jackknife
 from schane_cli.metrics.separation import (
     class_sums,
     fisher_ratio,
@@ -101,16 +101,16 @@ def analyse_embeddings(
     unit = exact_unit.astype(np.float32)
     drafts: list[Draft] = []
     tell("spectrum", 0.0)
-    as_they_are = principal_axes(vectors)
-    drafts += _spectrum_metrics(vectors, unit, classes, as_they_are)
+    as_they_are, centred = principal_axes(vectors), principal_axes(wide - wide.mean(axis=0))
+    drafts += _spectrum_metrics(vectors, unit, classes, as_they_are, centred)
     pairs = pass_over_pairs(exact_unit, classes, lambda share: tell("pairs", share))
     drafts += _cosine_metrics(unit, classes, pairs)
-    halves = Halves(len(vectors), n_splits=N_SPLITS, seed=seed)
+    halves = draw_halves(len(vectors), N_SPLITS, seed)
     drafts += _retrieval_metrics(pairs, retrieval_halves(pairs, classes, halves))
     tell("classes", 0.0)
     clusters = kmeans_clusters(unit, int(classes.max()) + 1, seed)
-    probe_correct, penalty = linear_probe_correct(vectors, classes)
-    probe_halves = linear_probe_halves(vectors, classes, penalty, halves.first[:PROBE_SPLITS])
+    probe_correct, penalty = linear_probe_correct(centred, classes)
+    probe_halves = linear_probe_halves(vectors, classes, penalty, halves[:PROBE_SPLITS])
     probe = Measured(float(probe_correct.mean()), probe_halves)
     drafts.append(("linear-probe accuracy", probe, len(vectors)))
     drafts += _class_metrics(vectors, unit, classes, clusters)
@@ -189,7 +189,9 @@ def check_embeddings(embeddings: Any, labels: Any) -> tuple[Floats, Ints]:
     return vectors, classes.astype(np.int64)
 
 
-def _spectrum_metrics(vectors: Floats, unit: Floats, classes: Ints, as_they_are: Axes) -> Iterator[Draft]:
+def _spectrum_metrics(
+    vectors: Floats, unit: Floats, classes: Ints, as_they_are: Axes, centred: Axes
+) -> Iterator[Draft]:
     n, wide = len(vectors), vectors.astype(np.float64)
     sizes = np.bincount(classes)
     residuals = wide - (class_sums(vectors, classes, len(sizes)) / sizes[:, None])[classes]
@@ -198,7 +200,7 @@ def _spectrum_metrics(vectors: Floats, unit: Floats, classes: Ints, as_they_are:
     yield "isotropy", Measured(isotropy(as_they_are), NO_TERMS), n
     yield "isotropy of unit vectors", Measured(isotropy(principal_axes(unit)), NO_TERMS), n
     yield "effective rank", effective_rank(as_they_are), n
-    yield "IsoScore", iso_score(principal_axes(wide - wide.mean(axis=0))), n
+    yield "IsoScore", iso_score(centred), n
     within = principal_axes(residuals)
     yield "isotropy, within class", Measured(isotropy(within), NO_TERMS), n
     yield "effective rank, within class", effective_rank(within), n

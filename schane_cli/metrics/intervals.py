@@ -123,7 +123,7 @@ def mean_share_interval(value: float, variance: float, most: float) -> tuple[flo
 
 
 def halves_interval(value: float, halves: NDArray[np.floating[Any]], n: float) -> tuple[float, float]:
-    """95 % interval of a share of `n` images from its values on halves (2, K), see `Halves`.
+    """95 % interval of a share of `n` images from its values on halves (2, K), see `draw_halves`.
 
     Wilson's interval for as many independent images as have the variance that the halves show, and never more than
     there are: near 0 and 1 it keeps the length that the images' number alone demands.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from schane_cli.metrics.resampling import Floats, Halves, Ints, Measured, jackknife
+from schane_cli.metrics.resampling import Floats, Ints, Measured, jackknife
 
 CHUNK_CELLS = 4_000_000  # similarities held at a time: 16 MB in float32, about six times that with the temporaries
 HISTOGRAM_BINS = 2000  # of width 0.001 on [-1, 1], for the picture
@@ -73,36 +73,28 @@ def pass_over_pairs(unit: Floats, labels: Ints, progress: Callable[[float], None
     bins = _cosine_bins(torch.from_numpy(unit).double(), targets)
     gain = torch.zeros(n, dtype=torch.float64)
     per_image: list[dict[str, torch.Tensor]] = []
-    histograms = np.zeros((2, HISTOGRAM_BINS), dtype=np.int64)
     ranked = np.zeros((2, len(bins.edges) + 1), dtype=np.int64)
     chunk = max(1, CHUNK_CELLS // n)
     for start in range(0, n, chunk):
         images = slice(start, min(start + chunk, n))
         cosines = rows[images] @ rows.T  # (chunk, n)
-        positive = targets[images, None] == targets  # (chunk, n), itself still in
-        own_class = torch.from_numpy(
-            np.flatnonzero(positive.numpy())
-        )  # cells of the chunk: few of many, where there are many classes
-        histograms += _histograms(cosines, own_class, start)
+        own_class = _cells_of_own_class(targets, images)
         counts, placements = bins.read(cosines, own_class, images)
         ranked += counts
         per_image.append(
-            placements
-            | _kernel_sums(cosines, own_class, start)
-            | _retrieval(cosines, positive, targets, start, depth, gain)
+            placements | _kernel_sums(cosines, own_class, start) | _retrieval(cosines, targets, start, depth, gain)
         )
         if progress is not None:
             progress(images.stop / n)
     columns = {key: torch.cat([part[key] for part in per_image]).numpy() for key in per_image[0]}
     sizes = np.bincount(labels)[labels].astype(np.float64)
     auc = _auc(ranked, columns.pop("positive_placements"), columns.pop("negative_placements"), sizes - 1)
-    return _assemble(columns, gain, histograms, auc)
+    return _assemble(columns, gain, bins.histograms(ranked), auc)
 
 
-def _histograms(cosines: torch.Tensor, own_class: torch.Tensor, start: int) -> Ints:
-    """Counts (2, bins) of the positive and negative cosines of some rows, each image's own left out."""
-    where = ((cosines + 1) * (HISTOGRAM_BINS / 2)).int().clamp_(0, HISTOGRAM_BINS - 1)
-    return _counts(where, own_class, start, HISTOGRAM_BINS)
+def _cells_of_own_class(targets: torch.Tensor, images: slice) -> torch.Tensor:
+    """Flat indices of the pairs within a class, each image with itself among them, in the rows `images` (chunk, n)."""
+    return torch.from_numpy(np.flatnonzero((targets[images, None] == targets).numpy()))
 
 
 def _counts(where: torch.Tensor, own_class: torch.Tensor, start: int, size: int) -> Ints:
@@ -125,10 +117,10 @@ def _sums_within(cells: torch.Tensor, own_class: torch.Tensor, shape: torch.Size
 class CosineBins:
     """Bins of cosines, each with at most 1 in QUANTILES of a sample of the positive and of the negative pairs.
 
-    Bins of one width fail where all embeddings lie in a narrow cone. `edges` (m,) ascending; `below` (2, m + 1): the
-    share of the sample's positive and negative pairs below each bin, its own counted half. Cosines are rounded to
-    `step`, so that rounding errors break no ties; `unit` (n, d), in float64, gives them where they lie closer than
-    float32 can tell, else None.
+    Bins of one width fail where all embeddings lie in a narrow cone; those of the histogram are cut finer here.
+    `edges` (m,) ascending, in steps; `below` (2, m + 1): the share of the sample's positive and negative pairs below
+    each bin, its own counted half. Cosines are rounded to `step`, so that rounding errors break no ties; `unit` (n, d),
+    in float64, gives them where they lie closer than float32 can tell, else None.
     """
 
     edges: torch.Tensor
@@ -162,8 +154,20 @@ class CosineBins:
         """The bin of each pair: looked up by its rounded cosine, or searched for where there are too many of those."""
         if self.unit is not None:
             return torch.bucketize((self.unit[images] @ self.unit.T / self.step).round(), self.edges)
-        steps = (cosines.double() / self.step).round_().int().clamp_(-LOOKED_UP, LOOKED_UP).add_(LOOKED_UP)
+        steps = (cosines * (1 / self.step)).round_().int().clamp_(-LOOKED_UP, LOOKED_UP).add_(LOOKED_UP)
         return self.bin_of_step.index_select(0, steps.view(-1)).view(steps.shape)
+
+    def histograms(self, counts: Ints) -> Ints:
+        """Positive and negative pairs (2, HISTOGRAM_BINS) on equal bins of [-1, 1], of `counts` (2, m + 1) by bin."""
+        upper = torch.bucketize(self.edges, _histogram_edges(self.step)).numpy()
+        place = np.append(upper, HISTOGRAM_BINS - 1)
+        return np.stack([np.bincount(place, row, HISTOGRAM_BINS) for row in counts]).astype(np.int64)
+
+
+def _histogram_edges(step: float) -> torch.Tensor:
+    """Edges between the bins of the histogram, in steps; half a step lower, so that a cosine on one is above it."""
+    within = torch.arange(1, HISTOGRAM_BINS, dtype=torch.float64) * (2 / HISTOGRAM_BINS) - 1
+    return (within / step).round() - 0.5
 
 
 def _cosine_bins(unit: torch.Tensor, targets: torch.Tensor) -> CosineBins:
@@ -177,7 +181,8 @@ def _cosine_bins(unit: torch.Tensor, targets: torch.Tensor) -> CosineBins:
     step = 1e-12 if narrow else COSINE_STEP
     kinds = [(kind / step).round() for kind in kinds]
     quantiles = torch.linspace(0, 1, QUANTILES + 1, dtype=torch.float64)
-    edges = torch.cat([kind[(quantiles * (len(kind) - 1)).long()] for kind in kinds if len(kind)]).unique()
+    by_quantile = [kind[(quantiles * (len(kind) - 1)).long()] for kind in kinds if len(kind)]
+    edges = torch.cat([*by_quantile, _histogram_edges(step)]).unique()
     below = []
     for kind in kinds:
         counts = torch.bincount(torch.bucketize(kind, edges), minlength=len(edges) + 1).double()
@@ -195,30 +200,28 @@ def _kernel_sums(cosines: torch.Tensor, own_class: torch.Tensor, start: int) -> 
 
 
 def _retrieval(
-    cosines: torch.Tensor,
-    positive: torch.Tensor,
-    targets: torch.Tensor,
-    start: int,
-    depth: int,
-    gallery_gain: torch.Tensor,
+    cosines: torch.Tensor, targets: torch.Tensor, start: int, depth: int, gallery_gain: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """kNN votes, recall, AP@R and the nearest images of each row; adds to `gallery_gain`, overwrites `cosines`."""
+    """kNN votes, recall, AP@R and the nearest images of each row; adds to `gallery_gain`, overwrites `cosines`.
+
+    The hardest negative is among the nearest, of which there are more than images of any class.
+    """
     itself = torch.arange(len(cosines))
     cosines[itself, itself + start] = -torch.inf
     nearest, nearest_cosines = largest(cosines, depth)
-    hardest = cosines.masked_fill_(positive, -torch.inf).max(dim=1)
     own = targets[start : start + len(cosines)]
     neighbour_classes = targets[nearest]  # (chunk, depth): classes of the nearest images, nearest first
     relevant = neighbour_classes == own[:, None]
-    average_precision, gain = _average_precision(relevant, positive.sum(dim=1) - 1)
+    hardest = relevant.int().argmin(dim=1, keepdim=True)  # the first of another class
+    average_precision, gain = _average_precision(relevant, torch.bincount(targets)[own] - 1)
     gallery_gain += _gains(gain, relevant, nearest, targets, start)
     result = {
         "neighbours": nearest[:, :KEPT_NEIGHBOURS].clone(),
         "neighbour_cosines": nearest_cosines[:, :KEPT_NEIGHBOURS].clone(),
         "deep_neighbours": nearest.int(),
         "deep_cosines": nearest_cosines,
-        "hardest_negative": hardest.indices,
-        "hardest_negative_cosine": hardest.values,
+        "hardest_negative": nearest.gather(1, hardest)[:, 0],
+        "hardest_negative_cosine": nearest_cosines.gather(1, hardest)[:, 0],
         "average_precision": average_precision,
     }
     result |= {f"recall {k}": relevant[:, :k].any(dim=1).float() for k in RECALL_KS if k <= depth}
@@ -312,47 +315,53 @@ def pair_terms(sums: Floats, counts: Floats) -> Floats:
     return terms
 
 
-def retrieval_halves(pairs: PairPass, labels: Ints, halves: Halves) -> dict[str, Floats]:
-    """kNN accuracy and recall on halves (2, K), by the registry's names; each half is its own gallery."""
+def retrieval_halves(pairs: PairPass, labels: Ints, halves: NDArray[np.bool_]) -> dict[str, Floats]:
+    """kNN accuracy and recall (2, K) on both halves of each split, by the registry's names.
+
+    `halves` (K, n): True in the first half. Each half is its own gallery.
+    """
     names = [*(f"kNN accuracy, k={k}" for k in pairs.knn_correct), *(f"recall@{k}" for k in pairs.recall_hit)]
     neighbours, targets = torch.from_numpy(pairs.deep_neighbours).long(), torch.from_numpy(labels).long()
     votes = (torch.from_numpy(pairs.deep_cosines) / KNN_TEMPERATURE - 1 / KNN_TEMPERATURE).exp()
+    classes = targets[neighbours]
+    relevant, values = classes == targets[:, None], []
+    for first in torch.from_numpy(halves):
+        there = first[neighbours] == first[:, None]  # neighbours that are in the image's own half
+        rank = there.cumsum(dim=1, dtype=torch.int16 if there.shape[1] < 2**15 else torch.int64)
+        correct = _knn_within(there, rank, votes, classes, targets, list(pairs.knn_correct))
+        part = 2 * targets + first
+        paired = torch.bincount(part)[part] > 1
+        found = _found_within(there & relevant, rank, list(pairs.recall_hit))
+        hits = [torch.where(paired, hit, torch.nan) for hit in found]
+        values.append([[float(one[half].nanmean()) for one in correct + hits] for half in (first, ~first)])
+    by_metric = np.nan_to_num(np.array(values)).transpose(2, 1, 0)  # no image of a pair: 0
+    return dict(zip(names, by_metric, strict=True))
 
-    def measure(half: NDArray[np.bool_]) -> Floats:
-        inside = torch.from_numpy(half)
-        rows = inside.nonzero()[:, 0]
-        return _retrieval_within(neighbours[rows], votes[rows], targets, rows, inside, pairs)
 
-    values = halves.values(measure)
-    return {name: values[:, :, column] for column, name in enumerate(names)}
-
-
-def _retrieval_within(
-    neighbours: torch.Tensor,
+def _knn_within(
+    there: torch.Tensor,
+    rank: torch.Tensor,
     votes: torch.Tensor,
+    classes: torch.Tensor,
     targets: torch.Tensor,
-    rows: torch.Tensor,
-    inside: torch.Tensor,
-    pairs: PairPass,
-) -> Floats:
-    """kNN accuracies and recalls (m,) of the images `rows`, by those of their neighbours that are `inside` too."""
-    there, classes, own = inside[neighbours], targets[neighbours], targets[rows]
-    rank = there.cumsum(dim=1, dtype=torch.int16 if there.shape[1] < 2**15 else torch.int64)
-    tally, counted, results = torch.zeros(len(rows), int(targets.max()) + 1), 0, []
+    ks: list[int],
+) -> list[torch.Tensor]:
+    """For each k, which images (n,) the votes of their k nearest get right; `there` (n, depth): who is asked."""
+    tally, counted, correct = torch.zeros(len(there), int(targets.max()) + 1), 0, []
     fewest, most = rank.amin(dim=0), rank.amax(dim=0)
-    for k in pairs.knn_correct:
+    for k in ks:
         some = slice(int((most <= counted).sum()), int((fewest <= k).sum()))  # beyond them no row has a vote
         voting = there[:, some] & (rank[:, some] > counted) & (rank[:, some] <= k)
         tally.scatter_add_(1, classes[:, some], votes[:, some] * voting)
-        results.append(float((tally.argmax(dim=1) == own).float().mean()))
+        correct.append((tally.argmax(dim=1) == targets).float())
         counted = k
-    paired = torch.bincount(own, minlength=int(targets.max()) + 1)[own] > 1
-    relevant = there & (classes == own[:, None])
-    for k in pairs.recall_hit:
-        some = slice(int((fewest <= k).sum()))
-        hit = (relevant[:, some] & (rank[:, some] <= k)).any(dim=1)
-        results.append(float(hit[paired].float().mean()) if paired.any() else 0.0)
-    return np.array(results)
+    return correct
+
+
+def _found_within(relevant: torch.Tensor, rank: torch.Tensor, ks: list[int]) -> list[torch.Tensor]:
+    """For each k, which images (n,) have one of their class among the k nearest; `relevant`, `rank` (n, depth)."""
+    best = rank.masked_fill(~relevant, torch.iinfo(rank.dtype).max).amin(dim=1)
+    return [(best <= k).float() for k in ks]
 
 
 def _assemble(columns: dict[str, Floats], gain: torch.Tensor, histograms: Ints, auc: Measured) -> PairPass:

@@ -43,22 +43,14 @@ def jackknife(samples: Floats, combine: Callable[[Floats], Floats] | None = None
     return Measured(value, terms + (value - terms.mean()))
 
 
-class Halves:
-    """`n_splits` random splits of n images into two halves, drawn once from `seed` and shared by every metric.
+def draw_halves(n: int, n_splits: int, seed: int) -> NDArray[np.bool_]:
+    """Random splits of n images into two halves (n_splits, n), True in the first; shared by every metric of a `seed`.
 
     For metrics that are not smooth in means over images, such as the votes of nearest neighbours. Both halves are
     fresh samples of half the size; half their difference has the standard error of the metric on all images, for any
-    metric whose variance falls as 1 / n (half-sampling; Shao and Wu 1989). `first` (K, n) marks the images of each
-    split's first half.
+    metric whose variance falls as 1 / n (half-sampling; Shao and Wu 1989).
     """
-
-    def __init__(self, n: int, *, n_splits: int, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        order = np.stack([rng.permutation(n) for _ in range(n_splits)])
-        self.first = order < n // 2
-
-    def values(self, measure: Callable[[NDArray[np.bool_]], Floats]) -> Floats:
-        """The metrics (2, K, m) of both halves of each split, where `measure` maps a mask of images (n,) to (m,)."""
-        both = [[measure(half), measure(~half)] for half in self.first]
-        values: Floats = np.array(both).swapaxes(0, 1)
-        return values
+    rng = np.random.default_rng(seed)
+    order = np.stack([rng.permutation(n) for _ in range(n_splits)])
+    halves: NDArray[np.bool_] = order < n // 2
+    return halves

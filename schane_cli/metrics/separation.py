@@ -17,7 +17,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from threadpoolctl import threadpool_limits
 
 from schane_cli.metrics.resampling import Floats, Ints, Measured, jackknife
-from schane_cli.metrics.spectrum import eigenvectors
+from schane_cli.metrics.spectrum import Axes
 
 RIDGE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # in units of the mean variance of a coordinate
 START_IMAGES = 10_000  # among which k-means++ chooses its starts
@@ -123,37 +123,28 @@ def neural_collapse_1(vectors: Floats, labels: Ints) -> Measured:
     return jackknife(collapse + 2 / len(sizes) ** 2 * weight * move)
 
 
-def linear_probe_correct(vectors: Floats, labels: Ints) -> tuple[Floats, float]:
-    """Which images (n,) a ridge classifier fitted on all the others gets right, and its penalty."""
-    left_out, penalty = linear_probe_left_out(vectors, labels)
-    return (left_out.argmax(axis=1) == labels).astype(np.float64), penalty
+def linear_probe_correct(centred: Axes, labels: Ints) -> tuple[Floats, float]:
+    """Which images (n,) a ridge classifier fitted on all the others gets right, and its penalty.
 
-
-def linear_probe_left_out(vectors: Floats, labels: Ints) -> tuple[Floats, float]:
-    """What a ridge classifier fitted on all other images gives each image, (n, C), and its penalty.
-
-    Least squares on one-hot labels with an intercept. Leave-one-out predictions follow from one eigendecomposition
-    through the leverages (Hoerl and Kennard's ridge; Allen 1974's PRESS); the penalty is the one of RIDGE_PENALTIES
-    with the least squared leave-one-out error.
+    `centred`: the principal axes of the embeddings (n, d) minus their mean; `labels` (n,) in 0..C-1. Least squares on
+    one-hot labels with an intercept. Leave-one-out predictions follow from one eigendecomposition through the leverages
+    (Hoerl and Kennard's ridge; Allen 1974's PRESS); the penalty is the one of RIDGE_PENALTIES with the least squared
+    leave-one-out error.
     """
-    centred = torch.from_numpy(vectors - vectors.mean(axis=0)).double()
-    n = len(labels)
-    eigenvalues, directions = (torch.from_numpy(part) for part in eigenvectors((centred.T @ centred).numpy()))
-    coordinates = centred @ directions  # (n, d)
+    n, coordinates = len(labels), torch.from_numpy(centred.coordinates)
     one_hot = torch.eye(int(labels.max()) + 1, dtype=torch.float64)[torch.from_numpy(labels)]
-    target_mean = one_hot.mean(dim=0)
-    moments = coordinates.T @ (one_hot - target_mean)  # (d, C)
-    unit_penalty = float(eigenvalues.mean())
-    best_error, best = np.inf, (np.zeros((n, one_hot.shape[1])), 0.0)
+    target_mean, squares = one_hot.mean(dim=0), coordinates**2
+    moments, eigenvalues = coordinates.T @ (one_hot - target_mean), squares.sum(dim=0)  # (d, C), (d,)
+    best_error, best, best_penalty = np.inf, torch.zeros(n, dtype=torch.int64), 0.0
     for penalty in RIDGE_PENALTIES:
-        gain = 1 / (eigenvalues.clamp(min=0) + penalty * unit_penalty)
-        leverage = 1 / n + (coordinates**2) @ gain
+        gain = 1 / (eigenvalues + penalty * eigenvalues.mean())
+        leverage = 1 / n + squares @ gain
         fitted = target_mean + coordinates @ (gain[:, None] * moments)
         left_out = (fitted - leverage[:, None] * one_hot) / (1 - leverage)[:, None]
         error = float(((left_out - one_hot) ** 2).mean())
         if error < best_error:
-            best_error, best = error, (left_out.numpy(), penalty)
-    return best
+            best_error, best, best_penalty = error, left_out.argmax(dim=1), penalty
+    return (best.numpy() == labels).astype(np.float64), best_penalty
 
 
 def linear_probe_halves(vectors: Floats, labels: Ints, penalty: float, halves: NDArray[np.bool_]) -> Floats:
@@ -173,12 +164,16 @@ def linear_probe_halves(vectors: Floats, labels: Ints, penalty: float, halves: N
 
 
 def _probe_accuracy(x: torch.Tensor, labels: Ints, squares: torch.Tensor, penalty: float) -> float:
-    """Leave-one-out accuracy for `x` (n, d) with `squares` = x.T @ x (d, d), by one Cholesky decomposition."""
+    """Leave-one-out accuracy for `x` (n, d) with `squares` = x.T @ x (d, d), by one Cholesky decomposition.
+
+    In float32 once the penalty has bounded the condition of what is solved: by the square root of d over the penalty.
+    """
     n, mean = len(x), x.mean(dim=0)
-    one_hot = torch.eye(int(labels.max()) + 1, dtype=torch.float64)[torch.from_numpy(labels)]
+    one_hot = torch.eye(int(labels.max()) + 1)[torch.from_numpy(labels)]
     target_mean, scatter = one_hot.mean(dim=0), squares - n * torch.outer(mean, mean)
     scatter.diagonal().add_(penalty * float(scatter.diagonal().mean()) + torch.finfo(torch.float64).tiny)
-    white = torch.linalg.solve_triangular(torch.linalg.cholesky(scatter), (x - mean).T, upper=False)  # (d, n)
+    factor = torch.linalg.cholesky(scatter).float()
+    white = torch.linalg.solve_triangular(factor, (x - mean).float().T, upper=False)  # (d, n)
     leverage = 1 / n + (white**2).sum(dim=0)
     fitted = target_mean + white.T @ (white @ (one_hot - target_mean))
     left_out = (fitted - leverage[:, None] * one_hot) / (1 - leverage)[:, None]

@@ -30,21 +30,15 @@ class Axes:
 
 
 def principal_axes(vectors: Floats) -> Axes:
-    """Rotate `vectors` (n, d) to the eigenvectors of V^T V. In float64: the rank needs the small eigenvalues."""
-    v = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float64))
-    _, directions = eigenvectors((v.T @ v).numpy())
-    return Axes((v @ torch.from_numpy(directions[:, ::-1].copy())).numpy())
+    """Rotate `vectors` (n, d) to the eigenvectors of V^T V. In float64: the rank needs the small eigenvalues.
 
-
-def eigenvectors(symmetric: Floats) -> tuple[Floats, Floats]:
-    """Eigenvalues (d,), smallest first, and eigenvectors (d, d) in columns.
-
-    On one thread: a second gains nothing at d = 768, and on a busy machine LAPACK's threads wait for one another
-    (0.2 s became 13 s where two cores had other work).
+    The eigenvectors on one thread: a second gains nothing at d = 768, and on a busy machine LAPACK's threads wait for
+    one another (0.2 s became 13 s where two cores had other work).
     """
+    v = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float64))
     with threadpool_limits(1, user_api="blas"):
-        values, vectors = np.linalg.eigh(symmetric)
-    return values, vectors
+        _, directions = np.linalg.eigh((v.T @ v).numpy())
+    return Axes((v @ torch.from_numpy(directions[:, ::-1].copy())).numpy())
 
 
 def isotropy(axes: Axes) -> float:
