@@ -9,7 +9,7 @@ term in the interval is both. kNN accuracy and recall@k have their intervals fro
 alone, the gallery kept, they came out too narrow, and one image's absence flips so few votes that its gain is noise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from schane_cli.metrics.resampling import Floats, Ints, Measured, jackknife
 
 CHUNK_CELLS = 4_000_000  # similarities held at a time: 16 MB in float32, about six times that with the temporaries
+CHUNK_ROWS = 256  # or this many rows, where they hold more: with fewer a matrix product takes a third longer
 HISTOGRAM_BINS = 2000  # of width 0.001 on [-1, 1], for the picture
 SAMPLE_CELLS = 4_000_000  # pairs whose quantiles bound the bins of AUC
 COSINE_STEP = 1e-6  # to which the cosines of AUC are rounded, where they are not narrower than that
@@ -72,24 +73,31 @@ def pass_over_pairs(unit: Floats, labels: Ints, progress: Callable[[float], None
     depth = min(n - 1, max(*(2 * k + int(6 * k**0.5) for k in KNN_KS), int(np.bincount(labels).max()) - 1) + 1)
     bins = _cosine_bins(torch.from_numpy(unit).double(), targets)
     gain = torch.zeros(n, dtype=torch.float64)
-    per_image: list[dict[str, torch.Tensor]] = []
+    columns: dict[str, torch.Tensor] = {}
     ranked = np.zeros((2, len(bins.edges) + 1), dtype=np.int64)
-    chunk = max(1, CHUNK_CELLS // n)
-    for start in range(0, n, chunk):
-        images = slice(start, min(start + chunk, n))
+    for images in row_chunks(n):
+        start = images.start
         cosines = rows[images] @ rows.T  # (chunk, n)
         own_class = _cells_of_own_class(targets, images)
         counts, placements = bins.read(cosines, own_class, images)
         ranked += counts
-        per_image.append(
-            placements | _kernel_sums(cosines, own_class, start) | _retrieval(cosines, targets, start, depth, gain)
-        )
+        per_image = placements | _kernel_sums(cosines, own_class, start)
+        per_image |= _retrieval(cosines, targets, start, depth, gain)
+        for key, part in per_image.items():
+            columns.setdefault(key, part.new_empty((n, *part.shape[1:])))[images] = part
         if progress is not None:
             progress(images.stop / n)
-    columns = {key: torch.cat([part[key] for part in per_image]).numpy() for key in per_image[0]}
+    arrays = {key: column.numpy() for key, column in columns.items()}
     sizes = np.bincount(labels)[labels].astype(np.float64)
-    auc = _auc(ranked, columns.pop("positive_placements"), columns.pop("negative_placements"), sizes - 1)
-    return _assemble(columns, gain, bins.histograms(ranked), auc)
+    auc = _auc(ranked, arrays.pop("positive_placements"), arrays.pop("negative_placements"), sizes - 1)
+    return _assemble(arrays, gain, bins.histograms(ranked), auc)
+
+
+def row_chunks(n: int) -> Iterator[slice]:
+    """The rows of an n x n matrix, so many at a time as are held at once."""
+    rows = max(CHUNK_ROWS, CHUNK_CELLS // n)
+    for start in range(0, n, rows):
+        yield slice(start, min(start + rows, n))
 
 
 def _cells_of_own_class(targets: torch.Tensor, images: slice) -> torch.Tensor:
@@ -144,11 +152,11 @@ class CosineBins:
         itself, start = torch.arange(len(cosines)), images.start
         where = self._bins_of(cosines, images)
         counts = _counts(where, own_class, start, len(self.edges) + 1)
-        above = (1 - self.below[0]).index_select(0, where.view(-1)).view(where.shape)
+        above = (1 - self.below[0]).float().index_select(0, where.view(-1)).view(where.shape)
         above.view(-1)[own_class] = 0
         below = _sums_within(self.below[1][where.view(-1)[own_class]], own_class, where.shape)
         below -= self.below[1][where[itself, itself + start]]
-        return counts, {"positive_placements": below, "negative_placements": above.sum(dim=1)}
+        return counts, {"positive_placements": below, "negative_placements": above.sum(dim=1, dtype=torch.float64)}
 
     def _bins_of(self, cosines: torch.Tensor, images: slice) -> torch.Tensor:
         """The bin of each pair: looked up by its rounded cosine, or searched for where there are too many of those."""
@@ -360,7 +368,8 @@ def _knn_within(
 
 def _found_within(relevant: torch.Tensor, rank: torch.Tensor, ks: list[int]) -> list[torch.Tensor]:
     """For each k, which images (n,) have one of their class among the k nearest; `relevant`, `rank` (n, depth)."""
-    best = rank.masked_fill(~relevant, torch.iinfo(rank.dtype).max).amin(dim=1)
+    some = slice(int((rank.amin(dim=0) <= max(ks)).sum()))  # beyond them no row has one
+    best = rank[:, some].masked_fill(~relevant[:, some], torch.iinfo(rank.dtype).max).amin(dim=1)
     return [(best <= k).float() for k in ks]
 
 

@@ -14,10 +14,9 @@ from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
 from schane_cli.checks import as_array, require_finite
-from schane_cli.metrics.neighbours import largest
+from schane_cli.metrics.neighbours import largest, row_chunks
 from schane_cli.metrics.resampling import Floats, Ints
 
-CHUNK_CELLS = 4_000_000  # squared distances held at a time: 16 MB in float32
 EARLY_ITERATIONS = 250
 LATE_ITERATIONS = 350
 REPORT_EVERY = 25
@@ -125,13 +124,11 @@ def _nearest(vectors: Floats, k: int) -> tuple[Ints, Floats]:
     """Nearest other rows (n, k) and their Euclidean distances (n, k), nearest first, in chunks of rows."""
     rows = torch.from_numpy(vectors - vectors.mean(axis=0))  # centred, the squares below lose less to rounding
     squares = (rows * rows).sum(dim=1)
-    chunk = max(1, CHUNK_CELLS // len(rows))
     nearest, distances = [], []
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        closeness = (2 * (part @ rows.T)).sub_(squares).sub_(squares[start : start + chunk, None])  # minus the square
-        itself = torch.arange(len(part))
-        closeness[itself, itself + start] = -torch.inf
+    for some in row_chunks(len(rows)):
+        closeness = (2 * (rows[some] @ rows.T)).sub_(squares).sub_(squares[some, None])  # minus the square
+        itself = torch.arange(len(closeness))
+        closeness[itself, itself + some.start] = -torch.inf
         columns, values = largest(closeness, k)
         nearest.append(columns)
         distances.append(values.neg_().clamp_(min=0).sqrt_())

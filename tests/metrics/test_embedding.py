@@ -238,6 +238,7 @@ def test_neighbours_and_hardest_negatives_are_the_most_similar(data, analysis, c
 
 def test_chunks_of_rows_change_nothing(data, analysis, monkeypatch):
     monkeypatch.setattr(neighbours, "CHUNK_CELLS", 7 * N)
+    monkeypatch.setattr(neighbours, "CHUNK_ROWS", 7)
     chunked_metrics = analyse_embeddings(*data, seed=0).metrics
     for whole, chunked in zip(analysis.metrics.values(), chunked_metrics.values(), strict=True):
         assert chunked.value == pytest.approx(whole.value, rel=1e-5)
