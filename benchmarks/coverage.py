@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.special import log_softmax
 
 from schane_cli.fewshot.episodes import disjoint_episodes, draw_episodes
-from schane_cli.metrics.classification import calibration, class_means, mean_losses
+from schane_cli.metrics.classification import calibration, class_means, image_losses, mean_losses
 from schane_cli.metrics.embedding import analyse_embeddings, compare_embeddings
 from schane_cli.metrics.intervals import (
     Estimate,
@@ -104,7 +103,7 @@ def losses(draws: int) -> Iterator[Row]:
 
     def scored(n: int, sharpness: float, rng: np.random.Generator, lead: float) -> tuple[Estimate, Estimate]:
         logits, labels = logits_of(n, sharpness, rng, lead)
-        return mean_losses(log_softmax(logits, axis=1), labels)
+        return mean_losses(image_losses(logits, labels))
 
     for sharpness, lead, how in MODELS:
         big = scored(400_000, sharpness, np.random.default_rng(99), lead)

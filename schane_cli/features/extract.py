@@ -93,14 +93,18 @@ def extract(
         indices=own,
         damage=damage,
     )
-    parts: list[Outputs] = []
+    columns: list[torch.Tensor] = []
+    done = passes = 0
     for pixels, _, _ in loader:
-        parts.append(computed(model, pixels, spec, device, amp))
+        outputs = computed(model, pixels, spec, device, amp)
+        columns = columns or [part.new_empty(len(own), *part.shape[1:]) for part in outputs]
+        for column, part in zip(columns, outputs, strict=True):
+            column[done : done + len(part)] = part
+        done, passes = done + len(pixels), passes + 1
         if task is not None:
             task.advance(len(pixels) * world_size())
-    for _ in range(len(parts), math.ceil(len(batches) / world_size())):
+    for _ in range(passes, math.ceil(len(batches) / world_size())):
         computed(model, torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8), spec, device, amp)
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else []
     embedding, projection, logits = _gather(columns, own, len(images))
     return Features(embedding, projection, logits, torch.from_numpy(images.labels))
 

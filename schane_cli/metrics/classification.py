@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import scipy
+from numpy.typing import NDArray
 
 from schane_cli.checks import as_array, require_finite
 from schane_cli.metrics.intervals import Estimate, Z, accuracy_interval, mean_share_interval, skewed_mean_interval
@@ -17,6 +18,7 @@ from schane_cli.metrics.resampling import Floats, Ints
 
 MAX_LOG_TEMPERATURE = float(np.log(100.0))
 ECE_DRAWS = 500
+BLOCK_CELLS = 1_000_000  # probabilities held at a time: 8 MB in float64, and as much again three times
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ def accuracy_and_nll(logits: Any, labels: Any) -> tuple[float, float]:
     `logits` (n, C), `labels` (n,). Raises ValueError for malformed input.
     """
     logits, labels = check_logits(logits, labels)
-    right, log_p = logits.argmax(axis=1) == labels, scipy.special.log_softmax(logits.astype(np.float64), axis=1)
-    return int(right.sum()) / len(labels), float(-log_p[np.arange(len(labels)), labels].mean())
+    right = logits.argmax(axis=1) == labels
+    return int(right.sum()) / len(labels), float(image_losses(logits, labels).nll.mean())
 
 
 def confusion(logits: Any, labels: Any) -> Ints:
@@ -175,11 +177,9 @@ def calibration(logits: Any, labels: Any, *, seed: int, n_bins: int = 15, temper
     on (0, 1] (Guo et al. 2017, eq. 3). Brier: squared distance to the one-hot label, summed over classes (Brier 1950).
     `logits` (n, C), `labels` (n,). Raises ValueError for malformed input.
     """
-    logits, labels = check_logits(logits, labels)
-    log_p = scipy.special.log_softmax(logits.astype(np.float64) / temperature, axis=1)
-    p = np.exp(log_p)
-    confidence, correct = p.max(axis=1), (p.argmax(axis=1) == labels).astype(np.float64)
-    nll, brier = mean_losses(log_p, labels)
+    images = image_losses(*check_logits(logits, labels), temperature)
+    confidence, correct = images.confidence, images.correct.astype(np.float64)
+    nll, brier = mean_losses(images)
     in_bin = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
     ece, ece_debiased, ece_calibrated = expected_calibration_error(confidence, correct, in_bin, n_bins, seed)
     return Calibration(
@@ -192,19 +192,40 @@ def calibration(logits: Any, labels: Any, *, seed: int, n_bins: int = 15, temper
     )
 
 
-def mean_losses(log_p: Floats, labels: Ints) -> tuple[Estimate, Estimate]:
-    """NLL and Brier score of log probabilities (n, C) with their intervals, which they lack where every image is right.
+@dataclass(frozen=True)
+class ImageLosses:
+    """What a model's probabilities are worth, image by image (n,): `confidence` in the predicted class and whether that
+    is `correct`, `nll` (nats) and `brier` score."""
+
+    confidence: Floats
+    correct: NDArray[np.bool_]
+    nll: Floats
+    brier: Floats
+
+
+def image_losses(logits: Floats, labels: Ints, temperature: float = 1.0) -> ImageLosses:
+    """Losses of softmax(logits / temperature) for `logits` (n, C), `labels` (n,); in float64, some rows at a time."""
+    rows, parts = max(1, BLOCK_CELLS // logits.shape[1]), []
+    for start in range(0, len(labels), rows):
+        own = labels[start : start + rows]
+        log_p = scipy.special.log_softmax(logits[start : start + rows].astype(np.float64) / temperature, axis=1)
+        p, within = np.exp(log_p), np.arange(len(own))
+        brier = (p**2).sum(axis=1) - 2 * p[within, own] + 1
+        parts.append((p.max(axis=1), p.argmax(axis=1) == own, -log_p[within, own], brier))
+    return ImageLosses(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def mean_losses(images: ImageLosses) -> tuple[Estimate, Estimate]:
+    """NLL and Brier score with their intervals, which they lack where every image is right.
 
     What a wrong image costs decides both means, and such images do not say how much that is.
     """
-    rows, p = np.arange(len(labels)), np.exp(log_p)
-    nll, brier = -log_p[rows, labels], (p**2).sum(axis=1) - 2 * p[rows, labels] + 1
-    known = len(labels) > 1 and bool((p.argmax(axis=1) != labels).any())
+    known = len(images.correct) > 1 and not images.correct.all()
 
     def estimate(losses: Floats, bounds: tuple[float, float]) -> Estimate:
         return Estimate(float(losses.mean()), skewed_mean_interval(losses, bounds) if known else None, len(losses))
 
-    return estimate(nll, (0.0, np.inf)), estimate(brier, (0.0, 2.0))
+    return estimate(images.nll, (0.0, np.inf)), estimate(images.brier, (0.0, 2.0))
 
 
 def expected_calibration_error(

@@ -1,5 +1,7 @@
 """Classification metrics against scikit-learn, SciPy and slow loops."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -368,3 +370,12 @@ def test_two_models_that_are_right_on_the_same_images_are_not_known_to_be_equal(
     assert paired_accuracies(np.zeros(5), np.ones(5)).ci95[1] == 1
     with pytest.raises(ValueError, match="the same images"):
         paired_accuracies(right, right[:3])
+
+
+def test_rows_at_a_time_give_the_bits_of_all_at_once(scored, monkeypatch):
+    logits, labels = scored
+    whole = metrics.image_losses(logits, labels, 2.0)
+    monkeypatch.setattr(metrics, "BLOCK_CELLS", 3 * logits.shape[1])
+    parts = metrics.image_losses(logits, labels, 2.0)
+    for field in fields(whole):
+        np.testing.assert_array_equal(getattr(parts, field.name), getattr(whole, field.name))
