@@ -162,7 +162,7 @@ class CosineBins:
         """The bin of each pair: looked up by its rounded cosine, or searched for where there are too many of those."""
         if self.unit is not None:
             return torch.bucketize((self.unit[images] @ self.unit.T / self.step).round(), self.edges)
-        steps = (cosines * (1 / self.step)).round_().int().clamp_(-LOOKED_UP, LOOKED_UP).add_(LOOKED_UP)
+        steps = torch.add(cosines.new_tensor(LOOKED_UP + 0.5), cosines, alpha=1 / self.step).int()  # cut off: rounded
         return self.bin_of_step.index_select(0, steps.view(-1)).view(steps.shape)
 
     def histograms(self, counts: Ints) -> Ints:
@@ -356,10 +356,10 @@ def _knn_within(
 ) -> list[torch.Tensor]:
     """For each k, which images (n,) the votes of their k nearest get right; `there` (n, depth): who is asked."""
     tally, counted, correct = torch.zeros(len(there), int(targets.max()) + 1), 0, []
-    fewest, most = rank.amin(dim=0), rank.amax(dim=0)
+    fewest, most, place = rank.amin(dim=0), rank.amax(dim=0), rank * there
     for k in ks:
         some = slice(int((most <= counted).sum()), int((fewest <= k).sum()))  # beyond them no row has a vote
-        voting = there[:, some] & (rank[:, some] > counted) & (rank[:, some] <= k)
+        voting = (place[:, some] > counted) & (place[:, some] <= k)
         tally.scatter_add_(1, classes[:, some], votes[:, some] * voting)
         correct.append((tally.argmax(dim=1) == targets).float())
         counted = k

@@ -153,12 +153,14 @@ def linear_probe_halves(vectors: Floats, labels: Ints, penalty: float, halves: N
     `vectors` (n, d), `labels` (n,), `halves` (K, n): True in the first half. The second half's scatter is what the
     first leaves of the whole, which saves every other product.
     """
-    x = torch.from_numpy(vectors - vectors.mean(axis=0)).double()
-    whole, accuracies = x.T @ x, []
+    x = torch.from_numpy(vectors - vectors.mean(axis=0))
+    wide = x.double()
+    whole, accuracies = wide.T @ wide, []
     for half in halves:
-        first = x[torch.from_numpy(half)]
-        scatter, second = first.T @ first, x[torch.from_numpy(~half)]
-        parts = (first, labels[half], scatter), (second, labels[~half], whole - scatter)
+        first, second = x[torch.from_numpy(half)], x[torch.from_numpy(~half)]
+        wide = first.double()
+        squares = wide.T @ wide
+        parts = (first, labels[half], squares), (second, labels[~half], whole - squares)
         accuracies.append([_probe_accuracy(*part, penalty) for part in parts])
     return np.array(accuracies).T
 
@@ -168,12 +170,12 @@ def _probe_accuracy(x: torch.Tensor, labels: Ints, squares: torch.Tensor, penalt
 
     In float32 once the penalty has bounded the condition of what is solved: by the square root of d over the penalty.
     """
-    n, mean = len(x), x.mean(dim=0)
+    n, mean = len(x), x.mean(dim=0, dtype=torch.float64)
     one_hot = torch.eye(int(labels.max()) + 1)[torch.from_numpy(labels)]
     target_mean, scatter = one_hot.mean(dim=0), squares - n * torch.outer(mean, mean)
     scatter.diagonal().add_(penalty * float(scatter.diagonal().mean()) + torch.finfo(torch.float64).tiny)
     factor = torch.linalg.cholesky(scatter).float()
-    white = torch.linalg.solve_triangular(factor, (x - mean).float().T, upper=False)  # (d, n)
+    white = torch.linalg.solve_triangular(factor, (x - mean.float()).T, upper=False)  # (d, n)
     leverage = 1 / n + (white**2).sum(dim=0)
     fitted = target_mean + white.T @ (white @ (one_hot - target_mean))
     left_out = (fitted - leverage[:, None] * one_hot) / (1 - leverage)[:, None]
