@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: a long file at the end would leave every process but one without work."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(name="blank_pictures")
+def _blank_pictures() -> Iterator[None]:
+    from tests.jobs import blank_pictures  # which imports torch: the process that hands out the tests needs none
+
+    with blank_pictures():
+        yield
 
 
 @pytest.fixture(scope="session")

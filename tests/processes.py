@@ -21,7 +21,7 @@ import torch
 import torch.multiprocessing
 
 from schane_cli.cli import main
-from tests.jobs import free_port
+from tests.jobs import blank_pictures, free_port
 
 # What the end of a run needs is imported late, and pytest by the tests themselves.
 PRELOADED = ["tests.processes", "schane_cli.reports.report", "torch.distributed.fsdp", "pytest"]
@@ -43,7 +43,10 @@ def start(work: Callable[..., object], *arguments: object) -> ForkServerProcess:
 
 
 def start_command(arguments: Sequence[object], place: Path, said: Path) -> ForkServerProcess:
-    """`schane` with these arguments in a process of its own, in the folder `place`; its words go to the file `said`."""
+    """`schane` with these arguments in a process of its own, in the folder `place`; its words go to the file `said`.
+
+    Its pictures are blank.
+    """
     return start(_command, [str(argument) for argument in arguments], place, said)
 
 
@@ -70,7 +73,7 @@ def words_into(said: Path) -> Iterator[None]:
 def _command(arguments: list[str], place: Path, said: Path) -> None:
     os.chdir(place)
     torch.set_num_threads(1)
-    with words_into(said):
+    with words_into(said), blank_pictures():
         main(arguments)
 
 

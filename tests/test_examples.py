@@ -58,8 +58,8 @@ def test_the_notebook_goes_from_images_to_a_report(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     notebook = nbformat.read(EXAMPLES / "images_to_report.ipynb", as_version=4)
-    for cell, whole, part in ((1, "(digits.images, digits.target,", "(digits.images[:400], digits.target[:400],"),
-                              (5, "--epochs 5", "--epochs 2")):  # fmt: skip
+    for cell, whole, part in ((1, "(digits.images, digits.target,", "(digits.images[:200], digits.target[:200],"),
+                              (5, "--epochs 5", "--epochs 1")):  # fmt: skip
         assert whole in notebook.cells[cell].source
         notebook.cells[cell].source = notebook.cells[cell].source.replace(whole, part)
     resources = {"metadata": {"path": str(tmp_path)}}

@@ -81,6 +81,7 @@ def test_a_run_killed_before_its_page_is_not_trained_again(finished: Path, tmp_p
         resumed_recipe("finetune", run.path, {})
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_lock_of_a_process_that_died_after_its_summary_goes_with_the_page(finished: Path, tmp_path: Path) -> None:
     for command in (["report"], ["finetune", "--resume"]):
         run = copy(finished, tmp_path / command[0])
@@ -92,6 +93,7 @@ def test_the_lock_of_a_process_that_died_after_its_summary_goes_with_the_page(fi
 
 
 @pytest.mark.parametrize("seeds", [[], ["--seeds", "0,1"]], ids=["one seed", "seeds"])
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_job_that_is_given_out_again_finds_its_run_done(
     seeds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +134,7 @@ def test_the_page_of_any_command_is_made_by_the_same_command_again(finished: Pat
     assert run_cli(*command[:-2], "--ood", "digits", *command[-2:]) == 2  # another request
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_comparison_that_was_killed_is_made_anew_and_nothing_else_is_written_over(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

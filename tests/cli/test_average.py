@@ -50,7 +50,7 @@ def test_a_uniform_average_is_the_mean_of_the_weights_and_a_run_for_every_comman
         if name not in buffers:
             assert torch.allclose(tensor.double(), expected, atol=1e-7), name
     assert summary["average"] == "uniform of 3"
-    assert (summary["test_n"], summary["val_n"]) == (359, 143)
+    assert (summary["test_n"], summary["val_n"]) == (109, 83)
     assert all(one["kept"] for one in summary["ingredients"])
     assert (out / "report.html").is_file()
     assert run_cli("eval", out, "--split", "val", "--out", tmp_path / "eval", "--json") == 0
@@ -59,6 +59,7 @@ def test_a_uniform_average_is_the_mean_of_the_weights_and_a_run_for_every_comman
     assert run_cli("report", out) == 0
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_greedy_average_is_never_worse_on_val_than_the_best_run(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +73,7 @@ def test_the_greedy_average_is_never_worse_on_val_than_the_best_run(
     assert {group.label for group in blocks[0].groups} >= {"average=none", "average=greedy of 3"}
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_last_epochs_of_a_run_are_kept_and_averaged(
     tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +135,7 @@ def test_what_does_not_go_together_is_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_runs_from_different_starts_are_said_to_be_so(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

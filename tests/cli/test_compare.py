@@ -16,6 +16,7 @@ from schane_cli.errors import BadRequest
 from schane_cli.metrics.intervals import effect_size, holm
 from schane_cli.reports.compare import escape_latex, latex, markdown, rows
 from tests.cli.test_finetune import QUICK, run_cli
+from tests.jobs import blank_pictures
 
 CE, OURS = np.array([0.50, 0.52, 0.49, 0.51, 0.50]), np.array([0.53, 0.54, 0.53, 0.53, 0.52])
 
@@ -209,8 +210,9 @@ def test_a_hostile_name_stays_text_in_markdown_and_latex(name: str) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("compare")
-    for loss in ("ce", "schane"):
-        assert run_cli("finetune", *QUICK, "--loss", loss, "--seeds", "0,1", "--out", place / loss) == 0
+    with blank_pictures():
+        for loss in ("ce", "schane"):
+            assert run_cli("finetune", *QUICK, "--loss", loss, "--seeds", "0,1", "--out", place / loss) == 0
     return place
 
 
@@ -233,12 +235,13 @@ def test_folders_of_seeds_are_compared_end_to_end(trained: Path, tmp_path: Path,
     assert "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_figures_of_schane_embed_are_compared_over_seeds(trained: Path, tmp_path: Path, capsys) -> None:
     for run in [trained / loss / f"s{seed}" for loss in ("ce", "schane") for seed in (0, 1)]:
-        assert run_cli("embed", run, "--points", 120, "--out", run / "embed") == 0
+        assert run_cli("embed", run, "--points", 60, "--out", run / "embed") == 0
     capsys.readouterr()
     for figure, better in (("kNN accuracy, k=10", "higher"), ("alignment, within class", "lower")):
-        name = f"digits test embedding, n=120: {figure}"
+        name = f"digits test embedding, n=60: {figure}"
         out = tmp_path / better
         assert run_cli("compare", f"{trained}/*", "--metric", name, "--json", "--out", out) == 0
         (compared,) = json.loads(capsys.readouterr().out)["blocks"]
@@ -252,6 +255,7 @@ def _embedded(run: Path, figure: str) -> float:
     return json.loads((run / "embed" / "summary.json").read_text())["checkpoints"][0]["figures"][figure]["value"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_another_split_is_refused(trained: Path, tmp_path: Path, capsys) -> None:
     assert run_cli("finetune", *QUICK, "--set", "data.split_seed=1", "--out", tmp_path / "other") == 0
     assert run_cli("compare", trained / "ce" / "s0", tmp_path / "other", "--out", tmp_path / "c") == 2

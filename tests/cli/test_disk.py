@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from schane_cli.reports import plots
 from schane_cli.run import RunFolder
 from tests.conftest import run_cli
-from tests.jobs import TINY
+from tests.jobs import TINY, blank_pictures
 from tests.sources import digit_photos
 
 NET = [f"--set={key}={value}" for key, value in {**TINY, "train.epochs": 1, "data.train_per_class": 5}.items()]
@@ -81,8 +79,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished runs, `base` and `other`, a study file and a folder of photos."""
     sys.addaudithook(DISK)
     place = tmp_path_factory.mktemp("disk")
-    for name, loss in (("base", "schane"), ("other", "ce")):
-        assert run_cli("finetune", *NET, "--loss", loss, "--out", place / name) == 0
+    with blank_pictures():
+        for name, loss in (("base", "schane"), ("other", "ce")):
+            assert run_cli("finetune", *NET, "--loss", loss, "--out", place / name) == 0
     quick = {**TINY, "train.epochs": 1, "data.train_per_class": 5}
     study = {"recipe": "digits", "set": quick, "arms": {"ce": {"loss.name": "ce"}}, "heartbeat_seconds": 1}
     (place / "study.yaml").write_text(json.dumps(study))
@@ -91,12 +90,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder with links to the runs, which stay as they are; figures are blank pictures."""
+def place(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Iterator[Path]:
+    """A working folder with links to the runs, which stay as they are; pictures are blank."""
     for thing in runs.iterdir():
         (tmp_path / thing.name).symlink_to(thing)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, path, **_: Image.new("RGB", (8, 8)).save(path))
     before = _contents(runs)
     yield tmp_path
     DISK.how = ""

@@ -10,19 +10,23 @@ import pytest
 
 from schane_cli.cli import main
 from tests.conftest import run_cli
+from tests.jobs import blank_pictures
 from tests.processes import start_ranks, words_into
 from tests.sources import digit_photos
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("blank_pictures")]
 # LayerNorm, since BatchNorm normalises each process's part by itself; 24 images part evenly.
 NET = ["--set=model.backbone=test_vit", "--set=data.train_per_class=10", "--set=train.batch_size=24", "--device=cpu",
-       "--set=data.workers=0", "--set=train.warmup_epochs=0", "--epochs=1"]  # fmt: skip
+       "--set=data.workers=0", "--set=train.warmup_epochs=0", "--set=data.val_fraction=0.05",
+       "--set=data.test_fraction=0.06", "--epochs=1"]  # fmt: skip
 EPISODES = ["--set=fewshot.episodes=20", "--ways=3", "--shots=1", "--queries=3", "--classifier=centroid"]
 STUDY = {
     "recipe": "digits",
     "set": {
         "model.backbone": "test_vit",
         "data.train_per_class": 10,
+        "data.val_fraction": 0.05,
+        "data.test_fraction": 0.06,
         "data.workers": 0,
         "train.epochs": 1,
         "train.batch_size": 24,
@@ -39,8 +43,9 @@ CHANGES = ("second", "bytes", "joules", "percent", "sha256", "checkpoint", "run"
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished runs, `base` and `other`, a table of embeddings, a study file and a folder of photos."""
     place = tmp_path_factory.mktemp("processes")
-    for name, loss in (("base", "schane"), ("other", "ce")):
-        assert run_cli("finetune", *NET, "--loss", loss, "--out", place / name) == 0
+    with blank_pictures():
+        for name, loss in (("base", "schane"), ("other", "ce")):
+            assert run_cli("finetune", *NET, "--loss", loss, "--out", place / name) == 0
     (place / "study.yaml").write_text(json.dumps(STUDY))
     digit_photos(place / "photos", range(30))
     before = os.getcwd()
@@ -69,7 +74,7 @@ COMMANDS: dict[str, list[str]] = {
 
 def _process(number: int, place: Path, arguments: list[str]) -> None:
     os.chdir(place)
-    with words_into(place.parent / f"{place.name}.said{number}"):
+    with words_into(place.parent / f"{place.name}.said{number}"), blank_pictures():
         code: Any = 0
         try:
             main(arguments)

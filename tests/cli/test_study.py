@@ -54,6 +54,7 @@ def test_a_grid_is_run_to_the_end_and_compared(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "s" / "runs" / "ce-lr=0.001" / "s0" / "metrics.jsonl").stat().st_mtime_ns == first
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_training_sets_are_blocks_of_their_own(tmp_path: Path) -> None:
     file = study_file(tmp_path, **ARMS, grid={"data.train_per_class": [8, 10]}, seeds=[0, 1])
     assert run_cli("study", file, "--out", tmp_path / "s") == 0
@@ -62,6 +63,7 @@ def test_training_sets_are_blocks_of_their_own(tmp_path: Path) -> None:
     assert all({group["group"] for group in block["groups"]} == {"ce", "schane"} for block in blocks)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_study_whose_report_is_cut_short_stays_a_study(tmp_path: Path, monkeypatch) -> None:
     file = study_file(tmp_path, **ARMS, seeds=[0, 1])
     with monkeypatch.context() as patched:
@@ -73,6 +75,7 @@ def test_a_study_whose_report_is_cut_short_stays_a_study(tmp_path: Path, monkeyp
     assert len(summary(tmp_path / "s")["comparison"][0]["groups"]) == 2
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_search_draws_its_points_and_names_the_best(tmp_path: Path) -> None:
     space = {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "loss.hardness": [0.0, 1.0]}
     file = study_file(tmp_path, search=space, trials=3, seeds=[0], metric="val_accuracy")
@@ -85,6 +88,7 @@ def test_a_search_draws_its_points_and_names_the_best(tmp_path: Path) -> None:
     assert result["best"]["val_accuracy"] == max(scores.values()) == scores[result["best"]["label"]]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_failed_trial_is_reported_the_rest_finished_and_it_runs_again_on_request(tmp_path: Path, capsys) -> None:
     arms = {"good": {"loss.name": "ce"}, "bad": {"train.batch_size": 101}}  # more images than there are to train on
     file = study_file(tmp_path, arms=arms, seeds=[0, 1])
@@ -125,6 +129,7 @@ def test_a_bad_study_is_one_sentence_before_anything_is_written(
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_study_file_changed_since_the_study_began_names_the_keys(tmp_path: Path, capsys) -> None:
     assert run_cli("study", study_file(tmp_path, **ARMS), "--out", tmp_path / "s") == 0
     changed = study_file(tmp_path, **ARMS, set={**TINY, "train.epochs": 4}, metric="test_accuracy")

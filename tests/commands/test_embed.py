@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("embed") / "run"
-    run_tiny(out)
+    run_tiny(out, data__test_fraction=0.2)  # 359 images
     return out
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from schane_cli.commands.embed_tables import read_embeddings
 from tests.cli.test_finetune import QUICK, run_cli
+from tests.jobs import blank_pictures
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,8 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("table")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        assert run_cli("finetune", *QUICK, "--out", "run") == 0
+        with blank_pictures():
+            assert run_cli("finetune", *QUICK, "--out", "run") == 0
         assert run_cli("embed", "run", "--out", "embed") == 0
     return place / "embed"
 

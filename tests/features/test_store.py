@@ -36,7 +36,7 @@ def _fill(process: int, run: Path, place: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_the_blocks_and_agree_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_tiny(tmp_path / "run")
+    run_tiny(tmp_path / "run", data__test_fraction=0.2)  # 359 images
     start_ranks(_fill, 2, tmp_path / "run", tmp_path)
     shares = [(tmp_path / f"made{process}").read_text().split() for process in range(2)]
     assert [len(share) for share in shares] == [4, 4]

@@ -11,7 +11,9 @@ import pytest
 from schane_cli.reports.pages import data_url
 from schane_cli.reports.thumbnails import SHEET_BYTES
 from tests.browser import is_quiet_and_alone, needs_browser, open_browser, open_page
-from tests.cli.test_finetune import QUICK, run_cli
+from tests.cli.test_embed import DIGITS
+from tests.cli.test_finetune import run_cli
+from tests.jobs import blank_pictures
 
 By = pytest.importorskip("selenium.webdriver.common.by").By
 
@@ -34,8 +36,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        assert run_cli("finetune", *QUICK, "--out", "schane") == 0
-        assert run_cli("finetune", *QUICK, "--loss", "ce", "--out", "ce") == 0
+        with blank_pictures():
+            assert run_cli("finetune", *DIGITS, "--out", "schane") == 0
+            assert run_cli("finetune", *DIGITS, "--loss", "ce", "--out", "ce") == 0
         assert run_cli("embed", "ce", "schane", "--out", "page") == 0
     return place / "page" / "report.html"
 

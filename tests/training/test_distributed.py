@@ -29,8 +29,14 @@ from schane_cli.training.interruption import Interrupted
 from tests.jobs import free_port, tiny_recipe
 from tests.processes import start_ranks
 
-# LayerNorm, since BatchNorm normalises each process's part by itself; 25 images do not part evenly; 12 steps.
-RECIPE = {"model__backbone": "test_vit", "train__epochs": 3, "train__lr": 1e-3}
+# LayerNorm, since BatchNorm normalises each process's part by itself; 25 images do not part evenly; 8 steps.
+RECIPE = {
+    "model__backbone": "test_vit",
+    "data__val_fraction": 0.03,  # 50 images
+    "data__test_fraction": 0.03,
+    "train__epochs": 2,
+    "train__lr": 1e-3,
+}
 
 
 def _train(process: int, place: Path, runs: dict[str, dict]) -> None:
@@ -46,7 +52,7 @@ def _train_into(folder: Path, overrides: dict) -> None:
 
     def record(progress: Progress) -> None:
         curve.append(progress.figures["loss"])
-        if (folder / "stop").exists() and progress.step == 6 and rank() == 0:
+        if (folder / "stop").exists() and progress.step == 3 and rank() == 0:
             signal.raise_signal(signal.SIGUSR1)  # one process alone is told, and all stop
 
     with on_step(record):
@@ -66,29 +72,35 @@ def _curves(*folders: Path) -> list[dict]:
     return [json.loads((folder / "curve.json").read_text()) for folder in folders]
 
 
+FOLLOWED: dict[str, dict[str, object]] = {
+    "schane": {},
+    "chunks": {"train__chunk_size": 5},
+    "ce": {"loss__name": "ce"},
+    "no contrastive weight": {"loss__contrastive_weight": 0.0},
+    "memory": {"loss__name": "supcon", "loss__memory_size": 50},
+    "frozen BatchNorm": {"model__backbone": "test_resnet", "train__batchnorm": "frozen"},
+}
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`two`/NAME/run of each kind, trained by the same two processes, one after another."""
+    place = tmp_path_factory.mktemp("followed")
+    start_ranks(_train, 2, place / "two", {name: RECIPE | overrides for name, overrides in FOLLOWED.items()})
+    return place
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {},
-        {"train__chunk_size": 5},
-        {"loss__name": "ce"},
-        {"loss__contrastive_weight": 0.0},
-        {"loss__name": "supcon", "loss__memory_size": 50},
-        {"model__backbone": "test_resnet", "train__batchnorm": "frozen"},
-    ],
-    ids=["schane", "chunks", "ce", "no contrastive weight", "memory", "frozen BatchNorm"],
-)
-def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path, overrides: dict) -> None:
-    _train_into(tmp_path / "one", RECIPE | overrides)
-    start_ranks(_train, 2, tmp_path, {"two": RECIPE | overrides})
-    one, two = _curves(tmp_path / "one", tmp_path / "two")
-    assert len(one["curve"]) == len(two["curve"]) == 12
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_two_processes_follow_the_loss_curve_of_one(followed: Path, name: str) -> None:
+    _train_into(followed / "one" / name, RECIPE | FOLLOWED[name])
+    one, two = _curves(followed / "one" / name, followed / "two" / name)
+    assert len(one["curve"]) == len(two["curve"]) == 8
     assert two["curve"] == pytest.approx(one["curve"], rel=1e-4, abs=1e-4)
-    assert two["summary"]["test_n"] == one["summary"]["test_n"] == 359
-    assert two["summary"]["val_accuracy"] == pytest.approx(one["summary"]["val_accuracy"], abs=1.5 / 144)
-    lines = (tmp_path / "two" / "run" / "metrics.jsonl").read_text().splitlines()
-    assert sum(json.loads(line)["event"] == "epoch" for line in lines) == 3  # the first process alone writes
+    assert two["summary"]["test_n"] == one["summary"]["test_n"] == 50
+    assert two["summary"]["val_accuracy"] == pytest.approx(one["summary"]["val_accuracy"], abs=1.5 / 50)
+    lines = (followed / "two" / name / "run" / "metrics.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["event"] == "epoch" for line in lines) == 2  # the first process alone writes
 
 
 # Each process has BatchNorm statistics of its own; the first one's are saved. Frozen ones are the same everywhere.
@@ -101,15 +113,16 @@ SCORED: dict[str, dict[str, object]] = {
 
 
 def _train_each(process: int, folder: Path, kinds: tuple[str, ...]) -> None:
-    """A run never stopped of each kind, and one that is stopped within its second epoch and resumed."""
+    """A run never stopped of each kind, and one that is stopped within its second epoch, of two steps, and resumed."""
 
     def stop(progress: Progress) -> None:
-        if progress.step == 6 and rank() == 0:
+        if progress.step == 3 and rank() == 0:
             signal.raise_signal(signal.SIGUSR1)
 
     with process_group("cpu"):
         for name in kinds:
-            recipe = tiny_recipe(train__epochs=2, train__batch_size=24, train__chunk_size=18, **SCORED[name])
+            brief = {"data__train_per_class": 5, "train__epochs": 2, "train__batch_size": 24, "train__chunk_size": 18}
+            recipe = tiny_recipe(**brief, **SCORED[name])
             train = partial(finetune, recipe, terminal=Terminal(quiet=True))
             train(out=folder / name / "whole")
             with on_step(stop), pytest.raises(Interrupted):
@@ -155,13 +168,13 @@ def test_adapters_on_two_processes_follow_the_loss_curve_of_one(tmp_path: Path) 
     torch.manual_seed(0)
     torch.save(timm.create_model("test_vit", num_classes=10, img_size=32).state_dict(), tmp_path / "base.pt")
     lora = {"model__weights": str(tmp_path / "base.pt"), "model__lora_rank": 2}
-    runs = {str(heads): RECIPE | lora | {"train__head_epochs": heads} for heads in (0, 2)}
+    runs = {str(heads): RECIPE | lora | {"train__head_epochs": heads} for heads in (0, 1)}
     for heads, overrides in runs.items():
         _train_into(tmp_path / "one" / heads, overrides)
     start_ranks(_train, 2, tmp_path / "two", runs)
     for heads in runs:
         one, two = _curves(tmp_path / "one" / heads, tmp_path / "two" / heads)
-        assert len(one["curve"]) == 4 * (3 + int(heads))
+        assert len(one["curve"]) == 4 * (2 + int(heads))
         assert two["curve"] == pytest.approx(one["curve"], rel=1e-4, abs=1e-4), heads
 
 
@@ -182,9 +195,9 @@ def test_a_model_split_over_two_processes_follows_the_loss_curve_of_one(tmp_path
     start_ranks(_train, 2, tmp_path, {"whole": SPLIT, "chunks": SPLIT | {"train__chunk_size": 5}})
     for name in ("whole", "chunks"):
         one, two = _curves(tmp_path / "one", tmp_path / name)
-        assert len(one["curve"]) == len(two["curve"]) == 12
+        assert len(one["curve"]) == len(two["curve"]) == 8
         assert two["curve"] == pytest.approx(one["curve"], rel=1e-4, abs=1e-4), name
-        assert two["summary"]["test_n"] == 359
+        assert two["summary"]["test_n"] == 50
         states = [read_tensors(tmp_path / place / "run" / "checkpoints" / "last.pt") for place in ("one", name)]
         for key, tensor in states[0]["state_dict"].items():
             assert torch.allclose(tensor, states[1]["state_dict"][key], atol=2e-3), (name, key)
@@ -196,6 +209,7 @@ def test_two_processes_stopped_and_resumed_end_with_the_bits_of_a_run_never_stop
     tmp_path: Path, sharding: str
 ) -> None:
     recipe = SPLIT | {"train__sharding": sharding, "model__drop_path": 0.2, "model__freeze": ["patch_embed"]}
+    recipe["data__train_per_class"] = 5  # two steps an epoch
     (tmp_path / "stopped").mkdir()
     (tmp_path / "stopped" / "stop").touch()
     start_ranks(_train, 2, tmp_path, {"whole": recipe, "stopped": recipe})

@@ -268,7 +268,7 @@ def test_each_option_trains_and_changes_the_weights_it_reaches(
     tmp_path: Path, one_epoch: Path, overrides: dict
 ) -> None:
     summary = run_tiny(tmp_path / "with", train__epochs=1, **overrides)
-    assert summary["test_n"] == 359
+    assert summary["test_n"] == 109
     with_it, without = (_state(run, "last.pt")["state_dict"] for run in (tmp_path / "with", one_epoch))
     assert any(not torch.equal(with_it[key], without[key]) for key in without)
 
@@ -282,7 +282,7 @@ def test_a_compiled_model_learns_the_same_and_its_checkpoint_is_an_ordinary_one(
     eager, compiled = (
         run_tiny(tmp_path / name, **small, train__compile=name == "compiled") for name in ("e", "compiled")
     )
-    assert compiled["val_accuracy"] == pytest.approx(eager["val_accuracy"], abs=2 / 144)
+    assert compiled["val_accuracy"] == pytest.approx(eager["val_accuracy"], abs=2 / 83)
     weights = [_state(tmp_path / name, "last.pt")["state_dict"] for name in ("e", "compiled")]
     assert weights[0].keys() == weights[1].keys()
     for key, tensor in weights[0].items():
