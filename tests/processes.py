@@ -8,6 +8,7 @@ tests/test_package.py (the installed package).
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import sys
@@ -19,12 +20,14 @@ from typing import Any
 
 import torch
 import torch.multiprocessing
+from PIL import Image
 
 from schane_cli.cli import main
 from tests.jobs import blank_pictures, free_port
 
 # What the end of a run needs is imported late, and pytest by the tests themselves.
-PRELOADED = ["tests.processes", "schane_cli.reports.report", "torch.distributed.fsdp", "pytest"]
+PRELOADED = ["tests.processes", "schane_cli.reports.report", "torch.distributed.fsdp", "pyarrow.dataset", "pytest"]
+Image.init()  # Pillow's readers of every format
 
 
 def _server() -> ForkServerContext:
@@ -37,7 +40,7 @@ def _server() -> ForkServerContext:
 
 def start(work: Callable[..., object], *arguments: object) -> ForkServerProcess:
     """`work(*arguments)` in a process of its own."""
-    process = _server().Process(target=work, args=arguments)
+    process = _server().Process(target=_forked, args=(work, *arguments))
     process.start()
     return process
 
@@ -70,6 +73,12 @@ def words_into(said: Path) -> Iterator[None]:
         yield
 
 
+def _forked(work: Callable[..., object], *arguments: object) -> None:
+    """What was imported before the fork is left out of garbage collections, which would copy all of it."""
+    gc.freeze()
+    work(*arguments)
+
+
 def _command(arguments: list[str], place: Path, said: Path) -> None:
     os.chdir(place)
     torch.set_num_threads(1)
@@ -82,4 +91,4 @@ def _rank(rank: int, world: int, port: str, work: Callable[..., None], arguments
     os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     torch.set_num_threads(1)
-    work(rank, *arguments)
+    _forked(work, rank, *arguments)
