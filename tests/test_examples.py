@@ -3,7 +3,6 @@
 import os
 import re
 import runpy
-import subprocess
 import sys
 import tomllib
 from importlib.util import find_spec
@@ -28,11 +27,9 @@ def run_example(rank: int, example: str, said: Path) -> None:
         runpy.run_path(str(EXAMPLES / example), run_name="__main__")
 
 
-def test_the_plain_loop_learns_the_digits() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, EXAMPLES / "plain_loop.py"]
-    out = subprocess.check_output(command, env=environment, text=True, timeout=240)
-    accuracy = re.fullmatch(r"test accuracy (\d+\.\d+) % \(n = 360\)\n", out)
+def test_the_plain_loop_learns_the_digits(tmp_path: Path) -> None:
+    start(run_example, 0, "plain_loop.py", tmp_path / "said").join()
+    accuracy = re.fullmatch(r"test accuracy (\d+\.\d+) % \(n = 360\)\n", (tmp_path / "said0").read_text())
     assert accuracy is not None
     assert float(accuracy[1]) > 95
 

@@ -253,7 +253,7 @@ def test_a_storage_that_goes_away_in_the_middle_is_waited_for(tmp_path: Path, po
 @pytest.mark.slow
 def test_a_stopped_worker_gives_its_trial_back_and_the_same_command_goes_on(tmp_path: Path) -> None:
     """The worker is the real command line: nothing of it is imported before."""
-    file = study_file(tmp_path, **ARMS, **LONG)
+    file = study_file(tmp_path, **ARMS, set={**TINY, "train.epochs": 4})
     command = [sys.executable, "-m", "schane_cli", "study", file, "--out", tmp_path / "s"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     worker = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True)
