@@ -488,24 +488,25 @@ from schane_cli.losses import SchaneLoss
 def high_water():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 torch.set_num_threads(1)
-criterion = SchaneLoss(temperature=float(sys.argv[1]), backend="tiled")
 z, labels = torch.randn(8192, 128, requires_grad=True), torch.arange(8192) % 100
-criterion(z[:1024], labels[:1024]).backward()  # takes what the libraries keep
-peaks = [math.inf]
-while min(peaks) >= 32 and len(peaks) < 4:  # once more where pages come back late
-    z.grad = torch.zeros_like(z)
-    open("/proc/self/clear_refs", "w").write("5")
-    before = high_water()
-    criterion(z, labels).backward()
-    peaks.append((high_water() - before) / 1024)
-print(min(peaks), peaks)
+for temperature in sys.argv[1:]:
+    criterion = SchaneLoss(temperature=float(temperature), backend="tiled")
+    criterion(z[:1024], labels[:1024]).backward()  # takes what the libraries keep
+    peaks = [math.inf]
+    while min(peaks) >= 32 and len(peaks) < 4:  # once more where pages come back late
+        z.grad = torch.zeros_like(z)
+        open("/proc/self/clear_refs", "w").write("5")
+        before = high_water()
+        criterion(z, labels).backward()
+        peaks.append((high_water() - before) / 1024)
+    print(min(peaks), peaks)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize("temperature", [0.5, 0.01])
-def test_8192_rows_need_at_most_32_megabytes_over_the_inputs(temperature):
+def test_8192_rows_need_at_most_32_megabytes_over_the_inputs_at_any_temperature():
     fixed = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tensors leave the process, and count again
-    command = [sys.executable, "-c", PEAK, str(temperature)]
-    run = subprocess.run(command, env=fixed, capture_output=True, text=True, check=True)
-    assert 8 < float(run.stdout.split()[0]) < 32, run.stdout
+    command = [sys.executable, "-c", PEAK, "0.5", "0.01"]
+    said = subprocess.run(command, env=fixed, capture_output=True, text=True, check=True).stdout
+    assert len(said.splitlines()) == 2
+    assert all(8 < float(line.split()[0]) < 32 for line in said.splitlines()), said
