@@ -5,6 +5,7 @@ DasGupta 2001). NLL and Brier score carry Hall's interval for skewed means, ECE 
 Student's t. Every function takes arrays or tensors and returns numbers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,8 @@ def accuracy_and_nll(logits: Any, labels: Any) -> tuple[float, float]:
     """
     logits, labels = check_logits(logits, labels)
     right = logits.argmax(axis=1) == labels
-    return int(right.sum()) / len(labels), float(image_losses(logits, labels).nll.mean())
+    parts = [-log_p[np.arange(len(own)), own] for log_p, own in _log_probabilities(logits, labels, 1.0)]
+    return int(right.sum()) / len(labels), float(np.concatenate(parts).mean())
 
 
 def confusion(logits: Any, labels: Any) -> Ints:
@@ -205,14 +207,20 @@ class ImageLosses:
 
 def image_losses(logits: Floats, labels: Ints, temperature: float = 1.0) -> ImageLosses:
     """Losses of softmax(logits / temperature) for `logits` (n, C), `labels` (n,); in float64, some rows at a time."""
-    rows, parts = max(1, BLOCK_CELLS // logits.shape[1]), []
-    for start in range(0, len(labels), rows):
-        own = labels[start : start + rows]
-        log_p = scipy.special.log_softmax(logits[start : start + rows].astype(np.float64) / temperature, axis=1)
+    parts = []
+    for log_p, own in _log_probabilities(logits, labels, temperature):
         p, within = np.exp(log_p), np.arange(len(own))
         brier = (p**2).sum(axis=1) - 2 * p[within, own] + 1
         parts.append((p.max(axis=1), p.argmax(axis=1) == own, -log_p[within, own], brier))
     return ImageLosses(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _log_probabilities(logits: Floats, labels: Ints, temperature: float) -> Iterator[tuple[Floats, Ints]]:
+    """Some rows at a time: log softmax(logits / temperature) (rows, C) in float64, and their labels (rows,)."""
+    rows = max(1, BLOCK_CELLS // logits.shape[1])
+    for start in range(0, len(labels), rows):
+        some = slice(start, start + rows)
+        yield scipy.special.log_softmax(logits[some].astype(np.float64) / temperature, axis=1), labels[some]
 
 
 def mean_losses(images: ImageLosses) -> tuple[Estimate, Estimate]:

@@ -10,6 +10,7 @@ from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from schane_cli.metrics.neighbours import row_chunks
 from schane_cli.metrics.resampling import Floats, Ints
 from schane_cli.metrics.separation import class_sums
 
@@ -20,7 +21,6 @@ PROBE_DIMENSIONS = 256  # principal components that the classifiers see: as good
 # (Northcutt, Athalye and Mueller 2021, arXiv:2103.14749), and a training set is labelled with less care.
 WRONG_ANYWHERE, WRONG_LOOKALIKE = 0.03, 0.03
 _NEVER = -80.0  # log-probability
-CHUNK_CELLS = 8_000_000  # cosines held at a time: 32 MB
 NEIGHBOURS = 10
 HASH_SIDE = 8
 # (least cosine of the embeddings, most of 64 differing bits) of a pair that counts as near-duplicates
@@ -168,9 +168,8 @@ def neighbourhood(vectors: Floats, hashes: Ints) -> Neighbourhood:
     n, k = len(unit), min(NEIGHBOURS, len(unit) - 1)
     nearest, cosine, score = np.empty(n, dtype=np.int64), np.empty(n), np.empty(n)
     pairs, pair_cosines, pair_bits = [], [], []
-    chunk = max(1, CHUNK_CELLS // n)
-    for start in range(0, n, chunk):
-        stop = min(start + chunk, n)
+    for some in row_chunks(n):
+        start, stop = some.start, some.stop
         cosines = unit[start:stop] @ unit.T
         rows = np.arange(stop - start)
         cosines[rows, rows + start] = -2

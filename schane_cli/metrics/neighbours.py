@@ -83,8 +83,9 @@ def pass_over_pairs(unit: Floats, labels: Ints, progress: Callable[[float], None
         ranked += counts
         per_image = placements | _kernel_sums(cosines, own_class, start)
         per_image |= _retrieval(cosines, targets, start, depth, gain)
+        columns = columns or {key: part.new_empty((n, *part.shape[1:])) for key, part in per_image.items()}
         for key, part in per_image.items():
-            columns.setdefault(key, part.new_empty((n, *part.shape[1:])))[images] = part
+            columns[key][images] = part
         if progress is not None:
             progress(images.stop / n)
     arrays = {key: column.numpy() for key, column in columns.items()}

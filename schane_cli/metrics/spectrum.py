@@ -36,8 +36,9 @@ def principal_axes(vectors: Floats) -> Axes:
     one another (0.2 s became 13 s where two cores had other work).
     """
     v = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float64))
+    squares = (v.T @ v).numpy()
     with threadpool_limits(1, user_api="blas"):
-        _, directions = np.linalg.eigh((v.T @ v).numpy())
+        _, directions = np.linalg.eigh(squares)
     return Axes((v @ torch.from_numpy(directions[:, ::-1].copy())).numpy())
 
 
